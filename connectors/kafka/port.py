@@ -1,0 +1,21 @@
+"""The port through which flows meet their topics: Kafka in production, memory in tests."""
+
+from typing import Protocol
+
+from bytewax.inputs import Source
+from bytewax.outputs import Sink
+
+from connectors.kafka.record import OutgoingRecord, Record
+from schemas.event import Event
+
+
+class Topics(Protocol):
+    """Where events come from and go to."""
+
+    def source(self, event: type[Event]) -> Source[Record]:
+        """Everything on the topic of `event`, from where the flow stopped."""
+        ...
+
+    def sink(self) -> Sink[tuple[str, OutgoingRecord]]:
+        """Writes records to whatever topic they name; what it took is delivered before the next snapshot."""
+        ...

@@ -1,0 +1,34 @@
+"""What crosses the Kafka boundary, as plain values: a Record read, an OutgoingRecord to write."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Record:
+    """One message as it was read, byte for byte, so that a dead letter can carry it and a redrive repeat it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp: datetime  # broker's or producer's, UTC
+
+    def header(self, name: str) -> str | None:
+        """The last header of that name, or None."""
+        for key, value in reversed(self.headers):
+            if key == name:
+                return value.decode("utf-8", errors="replace")
+        return None
+
+
+@dataclass(frozen=True)
+class OutgoingRecord:
+    """One message to produce. Kafka chooses the partition by the key (murmur2, as every other client does)."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()

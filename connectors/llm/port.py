@@ -1,0 +1,68 @@
+"""The port to a language model."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of the conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved chunk that the answer may rest on and cite."""
+
+    text: str
+    label: str | None  # where it stands: "guide.pdf, page 7"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Everything one inference needs."""
+
+    job_id: str  # sent along as the idempotency key where the endpoint knows one
+    messages: tuple[Message, ...]  # at least one; the last is the user's
+    passages: tuple[Passage, ...]  # best first; empty for plain generation
+    max_tokens: int  # limit on completion tokens
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the answer as it is written."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The whole answer; always the last thing that a stream yields."""
+
+    text: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    cited: tuple[int, ...]  # indices into Prompt.passages, in order of first citation
+    finish_reason: Literal["stop", "length"]
+
+
+class LLM(Protocol):
+    """One inference per call, streamed."""
+
+    def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
+        """Yield the deltas as they come, then exactly one Completion whose text is their concatenation.
+
+        Raises:
+            Retryable: 408, 409, 425, 429, 5xx, a cut stream, a malformed reply, a refused connection; carries Retry-After.
+            Poison: 400, 413, 422: this prompt is refused.
+            Fatal: 401, 403, 404: the key or the model is wrong.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...

@@ -1,0 +1,53 @@
+"""The <topic>.dlq topics: what could not be done, with everything that is needed to do it again."""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.event import Base64Bytes, Event, Timestamp, derive_id, utc_now
+
+
+class Header(BaseModel):
+    """One Kafka header."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="Header name.")
+    value: Base64Bytes = Field(description="Header value.")
+
+
+class DeadLetter(Event):
+    """A message that a step gave up on. Produced by every flow to `<topic>.dlq`, under the original key.
+
+    `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again.
+    """
+
+    TYPE: ClassVar[str] = "headrace.dead-letter.v1"
+
+    topic: str = Field(description="Topic of the original message.")
+    partition: int = Field(ge=0, description="Partition of the original message.")
+    offset: int = Field(ge=0, description="Offset of the original message.")
+    message_key: Base64Bytes | None = Field(default=None, description="The original key.")
+    message_value: Base64Bytes | None = Field(default=None, description="The original value.")
+    message_headers: tuple[Header, ...] = Field(default=(), description="The original headers, in order.")
+    step: str = Field(description="The step that gave up: `ingest.extract`.")
+    error_class: Literal["retryable", "poison"] = Field(
+        description="`poison`: can never work as it is; `retryable`: attempts or time ran out."
+    )
+    error_type: str = Field(description="Name of the exception.")
+    message: str = Field(description="What went wrong, and the way out.")
+    attempts: int = Field(ge=1, description="How often it was tried.")
+    retryable: bool = Field(description="A redrive may succeed without a change to the message.")
+    document_id: str | None = Field(default=None, description="The document, if the message is about one.")
+    first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")
+    failed_at: Timestamp = Field(default_factory=utc_now, description="When the last attempt failed.")
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The original key, so that a redrive keeps its partition and order; the job's id if there was none."""
+        return self.job_id.encode() if self.message_key is None else self.message_key
+
+    @property
+    def event_id(self) -> str:
+        """One id per original message and step."""
+        return derive_id(self.TYPE, self.topic, str(self.partition), str(self.offset), self.step)

@@ -1,0 +1,24 @@
+"""The three classes of failure: whatever can fail raises one of them; only offload and attempt catch them."""
+
+
+class HeadraceError(Exception):
+    """Base of the classed errors. The message names the thing, the value and the way out; it holds no document text."""
+
+
+class Retryable(HeadraceError):
+    """The same call may work later: 429, 5xx, timeout, refused connection.
+
+    `retry_after_s`: seconds that the other side asked to wait, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Poison(HeadraceError):
+    """This item can never work, and says nothing about the next one: malformed, too large, encrypted, refused."""
+
+
+class Fatal(HeadraceError):
+    """No item can work until a person acts: wrong key, unknown model, bad configuration. Stops the flow."""

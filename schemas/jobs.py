@@ -1,0 +1,46 @@
+"""The jobs.status topic: what is happening to a job."""
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from schemas.event import Event, Timestamp, derive_id, utc_now
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    RUNNING = "running"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    DEAD_LETTERED = "dead_lettered"
+
+    @property
+    def terminal(self) -> bool:
+        """No step will work on the job again, unless somebody redrives it."""
+        return self in {JobState.COMPLETED, JobState.DEAD_LETTERED}
+
+
+class StatusChanged(Event):
+    """A step took up, retried, finished or gave up a job. Produced by every flow; keyed by `job_id`.
+
+    Delivery is at least once and steps on different workers may overtake each other: a terminal state outranks any
+    other, whatever comes after it, except an event with a later `occurred_at` and a first step (a redrive).
+    """
+
+    TYPE: ClassVar[str] = "headrace.job.status.v1"
+
+    state: JobState = Field(description="Where the job stands.")
+    step: str = Field(description="The step that speaks: `ingest.embed`.")
+    attempt: int = Field(default=1, ge=1, description="Which attempt of this step, from 1.")
+    detail: str | None = Field(default=None, description="What a person should know: why it is retried, what failed.")
+    retryable: bool = Field(default=False, description="If dead-lettered: a redrive may succeed without a change.")
+    needs_review: bool = Field(default=False, description="A person has to decide.")
+    document_id: str | None = Field(default=None, description="The document, if the job is about one.")
+    occurred_at: Timestamp = Field(default_factory=utc_now, description="When it happened.")
+
+    @property
+    def event_id(self) -> str:
+        """One id per job, step, state and attempt."""
+        return derive_id(self.TYPE, self.job_id, self.step, self.state, str(self.attempt))

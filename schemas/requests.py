@@ -1,0 +1,87 @@
+"""The requests.submitted topic: one inference wanted."""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from schemas.event import CollectionName, Event, Identifier, Timestamp, derive_id, utc_now
+
+PROMPT_MAX_CHARS = 100_000
+"""All messages of a request together. About 25,000 tokens of English: more than a retrieval prompt needs, and far below
+a Kafka message's usual 1 MB limit."""
+
+
+class ChatMessage(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(min_length=1, description="What is said.")
+
+
+def _describe_derived(schema: JsonDict) -> None:
+    """Say in JSON Schema what the validators below do."""
+    schema["required"] = []
+    schema["oneOf"] = [{"required": ["prompt"]}, {"required": ["messages"]}]
+
+
+class RequestSubmitted(Event):
+    """An inference is wanted. Produced by upstream systems, consumed by `answer`; keyed by `job_id`.
+
+    Exactly one of `prompt` and `messages`. `job_id` is derived from the content if it is absent, so that the same
+    request twice is the same job; send your own to ask the same thing again.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_describe_derived)
+
+    TYPE: ClassVar[str] = "headrace.request.submitted.v1"
+
+    kind: Literal["answer", "generate"] = Field(
+        default="answer",
+        description="`answer` retrieves passages from `collection` and answers from them; `generate` only infers.",
+    )
+    prompt: str | None = Field(default=None, min_length=1, description="The question, if it is a single turn.")
+    messages: tuple[ChatMessage, ...] | None = Field(default=None, min_length=1, description="The conversation.")
+    collection: CollectionName = Field(default="documents", description="Collection to retrieve from.")
+    passages: Annotated[int, Field(ge=1, le=50)] = Field(default=6, description="How many passages to retrieve.")
+    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = Field(default=512, description="Limit on completion tokens.")
+    deadline_at: Timestamp | None = Field(default=None, description="After this the answer is of no use.")
+    depth: Annotated[int, Field(ge=0)] = Field(default=0, description="How many inferences led to this one.")
+    parent_job_id: Identifier | None = Field(default=None, description="The job that asked for this one.")
+    root_job_id: Identifier | None = Field(default=None, description="The job at the top of the chain.")
+    callback_url: str | None = Field(default=None, max_length=2048, description="Where to post the result.")
+    submitted_at: Timestamp = Field(default_factory=utc_now, description="When it was submitted.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_id(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "job_id" in data:
+            return data
+        asked = {name: data.get(name) for name in sorted(cls.model_fields) if name not in {"job_id", "submitted_at"}}
+        return {**data, "job_id": derive_id("request", repr(asked))}
+
+    @model_validator(mode="after")
+    def _one_prompt_of_bounded_size(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of prompt and messages is needed")
+        if self.turns[-1].role != "user":
+            raise ValueError(f"the last message must be the user's, not the {self.turns[-1].role}'s")
+        size = sum(len(turn.content) for turn in self.turns)
+        if size > PROMPT_MAX_CHARS:
+            raise ValueError(f"the prompt has {size} characters; the limit is {PROMPT_MAX_CHARS}")
+        return self
+
+    @property
+    def turns(self) -> tuple[ChatMessage, ...]:
+        """The conversation, whichever way it was given."""
+        if self.messages is not None:
+            return self.messages
+        return (ChatMessage(role="user", content=self.prompt or ""),)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the answer is of no use any more."""
+        return self.deadline_at

@@ -1,0 +1,65 @@
+"""The catalogue: which event lives on which topic, under which key, and for how long."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.dead_letter import DeadLetter
+from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded
+from schemas.event import Event
+from schemas.jobs import StatusChanged
+from schemas.requests import RequestSubmitted
+from schemas.results import ResultCompleted
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of the catalogue."""
+
+    name: str
+    event: type[Event]
+    key: str  # the field that is the message key
+    cleanup: Literal["delete", "compact,delete"]
+    retention_ms: int
+    ends_job: bool = False  # an event here means that its job is completed
+    consumed: bool = False  # our flows read it, so what they give up on goes to `<name>.dlq`
+
+    @property
+    def config(self) -> dict[str, str]:
+        """Topic settings for the broker."""
+        return {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms)}
+
+
+CATALOGUE: tuple[Topic, ...] = (
+    Topic("documents.uploaded", DocumentUploaded, "document_id", "delete", 7 * DAY_MS, consumed=True),
+    Topic("documents.extracted", DocumentExtracted, "document_id", "delete", 3 * DAY_MS, consumed=True),
+    Topic("documents.embedded", DocumentEmbedded, "document_id", "delete", 3 * DAY_MS, consumed=True),
+    Topic("documents.indexed", DocumentIndexed, "document_id", "delete", 7 * DAY_MS, ends_job=True),
+    Topic("requests.submitted", RequestSubmitted, "job_id", "delete", 7 * DAY_MS, consumed=True),
+    Topic("results.completed", ResultCompleted, "job_id", "compact,delete", 30 * DAY_MS, ends_job=True),
+    Topic("jobs.status", StatusChanged, "job_id", "compact,delete", 30 * DAY_MS),
+)
+"""Every topic but the dead-letter topics, which follow from it."""
+
+
+def dead_letter_topic(name: str) -> str:
+    """Where messages of topic `name` go that a flow gave up on."""
+    return f"{name}.dlq"
+
+
+def dead_letter_topics() -> tuple[Topic, ...]:
+    """A dead-letter topic for every topic that our flows read; kept long, so that a person has time to look."""
+    return tuple(
+        Topic(dead_letter_topic(topic.name), DeadLetter, "original key", "delete", 90 * DAY_MS)
+        for topic in CATALOGUE
+        if topic.consumed
+    )
+
+
+def topic_of(event: type[Event]) -> Topic:
+    """The topic of an event. A dead letter has none of its own: it goes to `<topic>.dlq` of its original message."""
+    for topic in CATALOGUE:
+        if topic.event is event:
+            return topic
+    raise LookupError(f"{event.__name__} is on no topic; the catalogue in schemas/topics.py lists those that are")
