@@ -1,0 +1,44 @@
+"""Dead letters to their topics: the way out of a flow for what did not work.
+
+Guarantee: every dead letter is delivered to `<topic>.dlq` before the flow's next snapshot, or the flow stops; its job's
+status becomes dead_lettered. State: none.
+"""
+
+from collections.abc import Iterable
+
+import bytewax.operators as op
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream
+
+from connectors.kafka.record import OutgoingRecord
+from operators.outcome import flow_step
+from operators.produce import outgoing
+from operators.runtime import Runtime
+from schemas.dead_letter import DeadLetter
+from schemas.jobs import JobState, StatusChanged
+from schemas.topics import dead_letter_topic
+
+
+def _records(letter: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
+    yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
+    yield outgoing(
+        StatusChanged(
+            job_id=letter.job_id,
+            tenant=letter.tenant,
+            document_id=letter.document_id,
+            state=JobState.DEAD_LETTERED,
+            step=letter.step,
+            attempt=letter.attempts,
+            detail=letter.message,
+            retryable=letter.retryable,
+        ),
+        step=step,
+    )
+
+
+@operator
+def dead_letter(step_id: str, *ups: KeyedStream[DeadLetter], runtime: Runtime) -> None:
+    """Write the dead letters of all steps of a flow."""
+    step = flow_step(step_id)
+    records = op.flat_map_value("records", op.merge("all", *ups), lambda letter: _records(letter, step))
+    op.output("write", records, runtime.topics.sink())

@@ -1,0 +1,83 @@
+"""Bytes to events: the only way into a flow.
+
+Guarantee: whatever a producer sends, the flow goes on. State: none. Dead letters: an empty value, malformed JSON, a
+payload that does not fit the event's schema, a CloudEvents type other than the topic's.
+"""
+
+import json
+from typing import TypeVar
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow, Stream, operator
+from pydantic import ValidationError
+
+from connectors.kafka.record import Record
+from operators.envelope import Envelope, Job, job_of
+from operators.outcome import Outcome, bury, flow_step, split
+from operators.runtime import Runtime
+from schemas.dead_letter import DeadLetter
+from schemas.errors import Poison
+from schemas.event import Event, derive_id, utc_now
+
+E = TypeVar("E", bound=Event)
+
+
+def parse(record: Record, event: type[E]) -> E:
+    """The event in a record. Raises Poison; its message names fields and rules, never the values, which may be text."""
+    if not record.value:
+        raise Poison(f"the message is empty; {record.topic} carries {event.__name__} as JSON")
+    declared = record.header("ce_type")
+    if declared is not None and declared != event.TYPE:
+        raise Poison(f"header ce_type is {declared!r:.200}; {record.topic} carries {event.TYPE}")
+    try:
+        return event.model_validate_json(record.value)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc']) or 'message'}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")  # noqa: PLR2004  # a screenful
+        raise Poison(f"not a valid {event.__name__}: {shown}") from error
+
+
+def salvage_job(record: Record) -> Job:
+    """Whom to tell about a message that is no event: its own job_id if it can be read, else an id made of its place."""
+    try:
+        payload = json.loads(record.value or b"")
+    except (ValueError, RecursionError):
+        payload = None
+    fields = payload if isinstance(payload, dict) else {}
+    fallback = {
+        "job_id": derive_id("undecodable", record.topic, str(record.partition), str(record.offset)),
+        "tenant": "default",
+    }
+    known = {name: fields.get(name, default) for name, default in fallback.items()}
+    try:
+        identity = Event.model_validate(known)
+    except ValidationError:
+        identity = Event.model_validate(fallback)
+    document_id = fields.get("document_id")
+    return Job(identity.job_id, identity.tenant, document_id if isinstance(document_id, str) else None)
+
+
+@operator
+def decode(step_id: str, up: Stream[Record], event: type[E]) -> Outcome[E]:
+    """Decode each record as `event`, keyed by the event's own key; malformed ones are dead letters."""
+    step = flow_step(step_id)
+
+    def run(record: Record) -> tuple[str, Envelope[E] | DeadLetter]:
+        try:
+            body = parse(record, event)
+        except Poison as error:
+            letter = bury(salvage_job(record), record, error, step=step)
+            return letter.job_id, letter
+        return body.key, Envelope(job_of(body), body, record, utc_now())
+
+    ran = op.map("run", up, run)
+    return split(ran)
+
+
+@operator
+def consume(step_id: str, flow: Dataflow, event: type[E], runtime: Runtime) -> Outcome[E]:
+    """Read the topic of `event` and decode it."""
+    return decode("decode", op.input("read", flow, runtime.topics.source(event)), event)

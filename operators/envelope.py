@@ -1,0 +1,42 @@
+"""What travels between operators: a body, the job it belongs to, and the message that it came from."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Generic, TypeVar, cast
+
+from connectors.kafka.record import Record
+from schemas.event import Event
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Who the work is for."""
+
+    job_id: str
+    tenant: str
+    document_id: str | None = None
+    deadline: datetime | None = None  # after this the work is of no use
+
+
+@dataclass(frozen=True)
+class Envelope(Generic[X]):
+    """A body on its way through a flow. It keeps the original message, so that any step can dead-letter it whole."""
+
+    job: Job
+    body: X
+    record: Record
+    received_at: datetime  # when the flow took the message up
+
+    def carrying(self, body: Y) -> "Envelope[Y]":
+        """The same job with another body."""
+        return cast("Envelope[Y]", replace(self, body=body))  # type: ignore[arg-type]  # replace() cannot change X to Y
+
+
+def job_of(event: Event) -> Job:
+    """The job that an event names."""
+    document_id: str | None = getattr(event, "document_id", None)
+    return Job(event.job_id, event.tenant, document_id, event.deadline)

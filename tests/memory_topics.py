@@ -1,0 +1,78 @@
+"""Topics in memory: what a test puts in, and what a flow wrote, in order."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from bytewax.inputs import Source
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.testing import TestingSource
+
+from connectors.kafka.record import OutgoingRecord, Record
+from schemas.dead_letter import DeadLetter
+from schemas.event import Event
+from schemas.jobs import StatusChanged
+from schemas.topics import topic_of
+
+Entry = Record | TestingSource.ABORT | TestingSource.EOF
+
+
+def record(event: Event | bytes, *, topic: str | None = None, offset: int = 0, key: bytes | None = None) -> Record:
+    """An event, or raw bytes, as it would have been read."""
+    value = event if isinstance(event, bytes) else event.encode()
+    name = topic or (topic_of(type(event)).name if isinstance(event, Event) else "documents.uploaded")
+    headers = event.headers(source="test") if isinstance(event, Event) else ()
+    message_key = event.key_bytes if isinstance(event, Event) else key
+    return Record(name, 0, offset, message_key, value, headers, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+class _ListPartition(StatefulSinkPartition[OutgoingRecord, None]):
+    def __init__(self, written: list[OutgoingRecord]) -> None:
+        self._written = written
+
+    def write_batch(self, values: list[OutgoingRecord]) -> None:
+        self._written.extend(values)
+
+    def snapshot(self) -> None:
+        return None
+
+
+class _ListSink(FixedPartitionedSink[OutgoingRecord, None]):
+    def __init__(self, written: list[OutgoingRecord]) -> None:
+        self._written = written
+
+    def list_parts(self) -> list[str]:
+        return ["0"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ListPartition:  # noqa: ARG002
+        return _ListPartition(self._written)
+
+
+class MemoryTopics:
+    """Topics on a list. Each run iterates `entries` anew, from where the recovery state says."""
+
+    def __init__(self, entries: Iterable[Entry], *, batch_size: int = 1) -> None:
+        self._entries = entries
+        self._batch_size = batch_size
+        self.written: list[OutgoingRecord] = []
+
+    def source(self, event: type[Event]) -> Source[Record]:
+        """Every entry, whatever the event."""
+        del event
+        return TestingSource(self._entries, self._batch_size)
+
+    def sink(self) -> _ListSink:
+        """Keeps what is written."""
+        return _ListSink(self.written)
+
+    def on(self, topic: str) -> list[dict[str, object]]:
+        """The payloads written to a topic."""
+        return [json.loads(item.value) for item in self.written if item.topic == topic]
+
+    def statuses(self) -> list[StatusChanged]:
+        """Every status written."""
+        return [StatusChanged.model_validate(payload) for payload in self.on("jobs.status")]
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Every dead letter written."""
+        return [DeadLetter.model_validate_json(item.value) for item in self.written if item.topic.endswith(".dlq")]

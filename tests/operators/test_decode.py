@@ -1,0 +1,138 @@
+"""Whatever a producer sends, the flow goes on and says what was wrong."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import run_main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.kafka.port import Topics
+from connectors.kafka.record import Record
+from operators.dead_letter import dead_letter
+from operators.decode import consume, parse
+from operators.produce import produce
+from operators.runtime import Runtime
+from schemas.documents import DocumentUploaded
+from schemas.errors import Poison
+from schemas.event import Event
+from schemas.jobs import JobState
+from schemas.requests import PROMPT_MAX_CHARS, RequestSubmitted
+from tests.memory_topics import MemoryTopics, record
+
+MakeRuntime = Callable[[Topics], Runtime]
+GOOD = DocumentUploaded(document_id="good", job_id="good-job", text="hello")
+
+
+def run_decode(runtime_on: MakeRuntime, records: list[Record], event: type[Event] = DocumentUploaded) -> MemoryTopics:
+    topics = MemoryTopics(records)
+    runtime = runtime_on(topics)
+    flow = Dataflow("test")
+    decoded = consume("uploaded", flow, event, runtime)
+    produce("again", decoded.oks, event, runtime)
+    dead_letter("dlq", decoded.errs, runtime=runtime)
+    run_main(flow)
+    return topics
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (b"", "the message is empty"),
+        (b"{", "Invalid JSON"),
+        (b"\xff\xfe\x00", "Invalid JSON"),
+        (b"[1, 2]", "should be an object"),
+        (b'"text"', "should be an object"),
+        (b"{}", "document_id"),
+        (b'{"text": 5}', "text: Input should be a valid string"),
+        (b'{"text": "a", "uri": "file:///a"}', "exactly one of uri and text"),
+        (b'{"text": "a", "op": "rename"}', "op: Input should be 'upsert' or 'delete'"),
+        (b'{"op": "delete"}', "document_id"),
+        (b'{"text": "a", "tenant": "../other"}', "tenant"),
+        (b'{"text": "a", "uploaded_at": "2026-01-01T00:00:00"}', "uploaded_at"),
+        (b"[" * 100_000, "Invalid JSON"),
+    ],
+)
+def test_a_malformed_message_is_dead_lettered_whole_and_its_neighbours_pass(
+    runtime_on: MakeRuntime, value: bytes, says: str
+) -> None:
+    bad = replace(record(value, offset=1, key=b"\x00key"), headers=(("x-origin", b"\xff"),))
+    topics = run_decode(runtime_on, [record(GOOD), bad, record(GOOD, offset=2)])
+    (letter,) = topics.dead_letters()
+    assert says in letter.message
+    assert (letter.message_value or b"", letter.message_key) == (value, b"\x00key")
+    assert [(header.name, header.value) for header in letter.message_headers] == [("x-origin", b"\xff")]
+    assert (letter.topic, letter.offset, letter.step) == ("documents.uploaded", 1, "test.uploaded")
+    assert (letter.error_class, letter.retryable) == ("poison", False)
+    assert len(topics.on("documents.uploaded")) == 2
+    (status,) = topics.statuses()
+    assert (status.job_id, status.state) == (letter.job_id, JobState.DEAD_LETTERED)
+
+
+def test_the_dead_letter_keeps_the_original_key(runtime_on: MakeRuntime) -> None:
+    topics = run_decode(runtime_on, [record(b"{", key=b"\x00key")])
+    assert [item.key for item in topics.written if item.topic == "documents.uploaded.dlq"] == [b"\x00key"]
+
+
+def test_the_status_of_a_malformed_message_goes_to_the_job_that_it_names(runtime_on: MakeRuntime) -> None:
+    topics = run_decode(runtime_on, [record(b'{"job_id": "mine", "tenant": "acme", "text": 5}')])
+    (status,) = topics.statuses()
+    assert (status.job_id, status.tenant) == ("mine", "acme")
+
+
+def test_a_message_that_names_no_usable_job_gets_one_from_its_place(runtime_on: MakeRuntime) -> None:
+    values = [b'{"job_id": 7}', b'{"job_id": "", "tenant": "' + b"x" * 500 + b'"}']
+    topics = run_decode(runtime_on, [record(value, offset=offset) for offset, value in enumerate(values)])
+    assert len({status.job_id for status in topics.statuses()}) == 2
+
+
+def test_a_message_of_another_type_is_refused_by_its_header() -> None:
+    other = replace(record(GOOD), headers=(("ce_type", b"com.example.other"),))
+    with pytest.raises(Poison, match="com.example.other"):
+        parse(other, DocumentUploaded)
+
+
+def test_a_message_without_headers_is_accepted_by_its_topic() -> None:
+    assert parse(replace(record(GOOD), headers=()), DocumentUploaded) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        ({"prompt": "x" * 200_000}, f"200000 characters; the limit is {PROMPT_MAX_CHARS}"),
+        ({"prompt": "x", "kind": "poem"}, "kind: Input should be 'answer' or 'generate'"),
+        ({}, "exactly one of prompt and messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
+    ],
+)
+def test_a_bad_request_is_refused_with_its_reason(payload: dict[str, object], says: str) -> None:
+    with pytest.raises(Poison, match=says):
+        parse(record(json.dumps(payload).encode()), RequestSubmitted)
+
+
+def test_the_reason_never_repeats_what_the_message_said() -> None:
+    secret = "my secret prompt"
+    for payload in ({"prompt": 5, "kind": secret}, {"messages": secret}, {"prompt": secret, "max_tokens": secret}):
+        with pytest.raises(Poison) as refused:
+            parse(record(json.dumps(payload).encode()), RequestSubmitted)
+        assert secret not in str(refused.value)
+
+
+@given(
+    value=st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda x: (
+            st.lists(x) | st.dictionaries(st.sampled_from(["text", "uri", "op", "tenant", "document_id", "job_id"]), x)
+        ),
+    ).map(lambda x: json.dumps(x).encode())
+)
+def test_any_bytes_are_an_event_or_poison(value: bytes) -> None:
+    try:
+        event = parse(record(value), DocumentUploaded)
+    except Poison:
+        return
+    assert parse(record(event.encode()), DocumentUploaded) == event
