@@ -12,6 +12,7 @@ class Citation(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    number: int = Field(ge=1, description="The text refers to this passage as `[number]`.")
     document_id: str = Field(description="The cited document.")
     chunk_id: str = Field(description="The cited chunk.")
     uri: str | None = Field(default=None, description="Where the document came from.")

@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.stop import Stop
 from operators.runtime import Runtime
+
+settings.register_profile("shared machine", deadline=None)  # wall time says nothing about a test here
+settings.load_profile("shared machine")
 
 
 @pytest.fixture

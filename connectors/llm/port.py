@@ -27,7 +27,7 @@ class Prompt:
 
     job_id: str  # sent along as the idempotency key where the endpoint knows one
     messages: tuple[Message, ...]  # at least one; the last is the user's
-    passages: tuple[Passage, ...]  # best first; empty for plain generation
+    passages: tuple[Passage, ...]  # best first; the answer cites the n-th as [n]; empty for plain generation
     max_tokens: int  # limit on completion tokens
 
 
@@ -46,8 +46,9 @@ class Completion:
     model: str
     prompt_tokens: int
     completion_tokens: int
-    cited: tuple[int, ...]  # indices into Prompt.passages, in order of first citation
+    cited: tuple[int, ...]  # indices into Prompt.passages, from 0, in order of first citation
     finish_reason: Literal["stop", "length"]
+    usage_estimated: bool = False  # the endpoint reported no usage: the tokens are counted on our side
 
 
 class LLM(Protocol):
@@ -60,6 +61,7 @@ class LLM(Protocol):
             Retryable: 408, 409, 425, 429, 5xx, a cut stream, a malformed reply, a refused connection; carries Retry-After.
             Poison: 400, 413, 422: this prompt is refused.
             Fatal: 401, 403, 404: the key or the model is wrong.
+
         """
         ...
 

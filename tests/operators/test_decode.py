@@ -91,7 +91,7 @@ def test_a_message_that_names_no_usable_job_gets_one_from_its_place(runtime_on: 
 
 def test_a_message_of_another_type_is_refused_by_its_header() -> None:
     other = replace(record(GOOD), headers=(("ce_type", b"com.example.other"),))
-    with pytest.raises(Poison, match="com.example.other"):
+    with pytest.raises(Poison, match=r"com\.example\.other"):
         parse(other, DocumentUploaded)
 
 
@@ -114,11 +114,11 @@ def test_a_bad_request_is_refused_with_its_reason(payload: dict[str, object], sa
 
 
 def test_the_reason_never_repeats_what_the_message_said() -> None:
-    secret = "my secret prompt"
-    for payload in ({"prompt": 5, "kind": secret}, {"messages": secret}, {"prompt": secret, "max_tokens": secret}):
+    said = "what the prompt said"
+    for payload in ({"prompt": 5, "kind": said}, {"messages": said}, {"prompt": said, "max_tokens": said}):
         with pytest.raises(Poison) as refused:
             parse(record(json.dumps(payload).encode()), RequestSubmitted)
-        assert secret not in str(refused.value)
+        assert said not in str(refused.value)
 
 
 @given(

@@ -1,0 +1,57 @@
+# Every target sets up what it needs. `make help` lists them.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format run clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.created:
+	@python=$$(for each in python3.12 python3.11 python3; do \
+	  $$each -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+	    && echo $$each && break; done); \
+	if [ -z "$$python" ]; then \
+	  echo "Headrace needs Python 3.11 or 3.12 with its venv module (bytewax has no wheels for others); found none" >&2; \
+	  exit 1; fi; \
+	$$python -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml
+	@echo "Installing Headrace with its embedded parts into $(VENV) (PyTorch is large: about 3 GB the first time) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.runtime
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+setup: $(VENV)/.development ## Create .venv with everything for development
+
+demo: $(VENV)/.runtime ## Everything local: ingest the sample documents, ask, print the answer
+	@$(BIN)/headrace demo
+
+run: $(VENV)/.runtime ## Everything local, until Ctrl-C
+	@$(BIN)/headrace up
+
+test: $(VENV)/.development ## Run the tests; Apache Kafka's need Java 17 and Maven
+	@$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.development ## Run the tests that take minutes
+	@$(BIN)/pytest -m slow
+
+lint: $(VENV)/.development ## Format check, lint, types, layers, schemas
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/headrace schemas check
+
+format: $(VENV)/.development ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove the virtual environment and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/kafka/.jars

@@ -1,0 +1,24 @@
+"""Settings for commands: a bad one is a usage error, and options of the command override variables."""
+
+import click
+
+from connectors.settings import Settings, load
+
+
+def settings_for(**overrides: object) -> Settings:
+    """The settings, with the given fields replaced where they are not None; exits 2 with one line if one is wrong."""
+    try:
+        settings = load()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return settings.model_copy(update={name: value for name, value in overrides.items() if value is not None})
+
+
+def bootstrap_of(settings: Settings) -> str:
+    """The brokers; exits 2 if none are named."""
+    if settings.kafka_bootstrap is None:
+        raise click.UsageError(
+            "HEADRACE_KAFKA_BOOTSTRAP is missing: set it to host:port of a broker, or pass --bootstrap; "
+            "`headrace up` starts an embedded one"
+        )
+    return settings.kafka_bootstrap

@@ -1,0 +1,134 @@
+"""`headrace run FLOW...`: run flows in this process until SIGTERM."""
+
+import signal
+import sys
+from contextlib import ExitStack
+from datetime import timedelta
+from threading import Thread
+from types import FrameType
+
+import click
+import structlog
+from bytewax.dataflow import Dataflow
+from bytewax.testing import cluster_main
+from bytewax.visualize import to_mermaid
+
+from cli.configuration import bootstrap_of, settings_for
+from cli.logs import configure_logs
+from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
+from connectors.event_loop import EventLoop
+from connectors.kafka.recovery import RecoveryDirectory
+from connectors.kafka.sink import ReliableProducer
+from connectors.kafka.stop import Stop
+from connectors.kafka.topics import ensure_reachable
+from connectors.settings import Settings
+from operators.runtime import Runtime
+from schemas.errors import HeadraceError
+
+log = structlog.get_logger()
+
+
+@click.command()
+@click.argument("flows", nargs=-1, required=True, type=click.Choice(FLOWS))
+@click.option("--bootstrap", metavar="HOST:PORT", help="Brokers; default: HEADRACE_KAFKA_BOOTSTRAP.")
+@click.option("--graph", is_flag=True, help="Print the flows as Mermaid and exit.")
+@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop when standard input ends.")  # cli.local
+def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_stdin_closes: bool) -> None:
+    """Run FLOWS until SIGTERM or Ctrl-C, then drain, take a last snapshot and exit 0.
+
+    Several flows run in one process, each with its own recovery state; the embedded vector index needs that.
+    """
+    settings = settings_for(kafka_bootstrap=bootstrap)
+    names = tuple(dict.fromkeys(flows))
+    if graph:
+        for name in names:
+            click.echo(to_mermaid(sketch(name)))
+        return
+    configure_logs(settings.log_level)
+    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
+    stop = Stop()
+    if until_stdin_closes:
+        Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
+    run_flows(names, settings, stop)
+
+
+def _stop_at_end_of_input(stop: Stop, drain_s: float) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    stop.request(drain_s=drain_s)
+
+
+def run_flows(names: tuple[str, ...], settings: Settings, stop: Stop) -> None:
+    """Run flows side by side until `stop` or until one fails, which stops the others.
+
+    Raises the failure of the first flow that failed.
+    """
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(signum).name, drain_s=settings.drain_s)
+        stop.request(drain_s=settings.drain_s)
+        signal.signal(signum, signal.SIG_DFL)  # a second one ends the process at once
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, handle)
+    with ExitStack() as stack:
+        directories = {name: stack.enter_context(_recovery(name, settings)) for name in names}
+        loop = stack.enter_context(EventLoop())
+        connectors = stack.enter_context(Connectors(settings, loop))
+        producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
+        runs = []
+        for name in names:
+            runtime = Runtime(KafkaTopics(producer, settings, name, stop), loop, stop)
+            flow = build(name, runtime, connectors, settings)
+            runs.append(_Run(name, flow, directories[name], settings, stop))
+        for each in runs:
+            each.thread.start()
+        click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
+        for each in runs:
+            each.thread.join()
+        for each in runs:
+            if each.failure is not None:
+                raise each.failure
+
+
+def _recovery(name: str, settings: Settings) -> RecoveryDirectory:
+    parent = settings.recovery_dir or settings.data_dir / "recovery"
+    return RecoveryDirectory(parent / name)
+
+
+class _Run:
+    """One flow in a thread of its own."""
+
+    def __init__(self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, stop: Stop) -> None:
+        self.failure: Exception | None = None
+        self.thread = Thread(target=self._run, name=name, args=(name, flow, recovery, settings, stop))
+
+    def _run(self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, stop: Stop) -> None:
+        log.info("flow started", flow=name)
+        try:
+            cluster_main(
+                flow,
+                [],
+                0,
+                epoch_interval=timedelta(seconds=settings.epoch_s),
+                recovery_config=recovery.config(),
+            )
+        except Exception as error:  # noqa: BLE001  # kept, and raised by the main thread
+            self.failure = _root(error)
+            kind = type(self.failure).__name__
+            log.error("flow failed", flow=name, error=str(self.failure), error_type=kind)  # noqa: TRY400  # no text
+        else:
+            log.info("flow ended", flow=name)
+        finally:
+            stop.request(drain_s=settings.drain_s)
+
+
+def _root(error: BaseException) -> Exception:
+    """The classed error below Bytewax's own, or the deepest one."""
+    seen: list[BaseException] = [error]
+    while (cause := seen[-1].__cause__ or seen[-1].__context__) is not None and cause not in seen:
+        seen.append(cause)
+    for each in seen:
+        if isinstance(each, HeadraceError):
+            return each
+    return seen[-1] if isinstance(seen[-1], Exception) else RuntimeError(repr(seen[-1]))

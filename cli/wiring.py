@@ -1,0 +1,173 @@
+"""Settings to connectors to flows: the only place that knows which implementation stands behind a port."""
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, Self, cast
+
+from bytewax.dataflow import Dataflow
+
+from cli.configuration import bootstrap_of
+from connectors.embedder.port import Embedder
+from connectors.event_loop import EventLoop
+from connectors.kafka.sink import KafkaSink, ReliableProducer
+from connectors.kafka.source import KafkaSource
+from connectors.kafka.stop import Stop
+from connectors.llm.port import LLM
+from connectors.object_store import ObjectStore
+from connectors.parsers.port import Parser
+from connectors.settings import Settings
+from connectors.vector_index.port import VectorIndex
+from flows import answer, embed, extract, index, ingest
+from operators.chunk import ChunkPolicy
+from operators.extract import ExtractPolicy
+from operators.infer import INFER
+from operators.runtime import Runtime
+from schemas.event import Event
+from schemas.topics import topic_of
+
+FLOWS = ("ingest", "extract", "embed", "index", "answer")
+
+
+class KafkaTopics:
+    """The Topics of one flow on Kafka. All sinks of a process share a producer, so that order per key holds."""
+
+    def __init__(self, producer: ReliableProducer, settings: Settings, flow: str, stop: Stop) -> None:
+        self._producer = producer
+        self._settings = settings
+        self._group_id = f"{settings.group_prefix}.{flow}"
+        self._stop = stop
+
+    def source(self, event: type[Event]) -> KafkaSource:
+        """The topic of `event`."""
+        return KafkaSource(
+            bootstrap_of(self._settings),
+            [topic_of(event).name],
+            group_id=self._group_id,
+            stop=self._stop,
+            config=self._settings.kafka_options,
+        )
+
+    def sink(self) -> KafkaSink:
+        """Any topic."""
+        return KafkaSink(self._producer)
+
+
+class Connectors:
+    """Builds each connector once, when the first flow needs it, and closes them all."""
+
+    def __init__(self, settings: Settings, loop: EventLoop) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._closing = AsyncExitStack()
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """Claim checks and documents."""
+        return object_store(self._settings)
+
+    @cached_property
+    def parser(self) -> Parser:
+        """Documents to text."""
+        from connectors.parsers.pool import ProcessParser
+
+        parser = ProcessParser(workers=self._settings.parser_processes, memory_bytes=self._settings.parser_memory_bytes)
+        self._closing.push_async_callback(parser.close)
+        return parser
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """Text to vectors."""
+        from connectors.embedder.sentence_transformer import SentenceTransformerEmbedder
+
+        embedder = SentenceTransformerEmbedder(self._settings.embed_model)
+        self._closing.push_async_callback(embedder.close)
+        return embedder
+
+    @cached_property
+    def vectors(self) -> VectorIndex:
+        """The vector index: a server if one is named, else the embedded one."""
+        vectors = self._open_vectors()
+        self._closing.push_async_callback(vectors.close)
+        return vectors
+
+    def _open_vectors(self) -> VectorIndex:
+        settings = self._settings
+        if settings.qdrant_url is not None:
+            from connectors.vector_index.qdrant import QdrantIndex
+
+            key = settings.qdrant_api_key
+            return QdrantIndex(settings.qdrant_url, api_key=None if key is None else key.get_secret_value())
+        from connectors.vector_index.edge import EdgeIndex
+
+        return EdgeIndex(settings.data_dir / "vectors")
+
+    @cached_property
+    def llm(self) -> LLM:
+        """The model: an endpoint if one is named, else the extractive answerer."""
+        llm = self._open_llm()
+        self._closing.push_async_callback(llm.close)
+        return llm
+
+    def _open_llm(self) -> LLM:
+        settings = self._settings
+        if settings.llm_url is not None and settings.llm_model is not None:
+            from connectors.llm.openai import OpenAICompatibleLLM
+
+            key = settings.llm_api_key
+            return OpenAICompatibleLLM(
+                settings.llm_url, settings.llm_model, api_key=None if key is None else key.get_secret_value()
+            )
+        from connectors.llm.extractive import ExtractiveLLM
+
+        return ExtractiveLLM(self.embedder)
+
+    def close(self) -> None:
+        """Close every connector that was built, the last one first."""
+        self._loop.run(self._closing.aclose(), timeout_s=30.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def build(name: str, runtime: Runtime, connectors: Connectors, settings: Settings) -> Dataflow:
+    """The flow of that name. Only the connectors that it uses are touched."""
+    extraction = ExtractPolicy(max_document_bytes=settings.max_document_bytes)
+    chunking = ChunkPolicy(size_tokens=settings.chunk_tokens, overlap_tokens=settings.chunk_overlap_tokens)
+    inference = replace(INFER, capacity=settings.infer_capacity, timeout_s=settings.infer_timeout_s)
+    at = connectors
+    match name:
+        case "ingest":
+            return ingest.build(runtime, at.store, at.parser, at.embedder, at.vectors, extraction, chunking)
+        case "extract":
+            return extract.build(runtime, at.store, at.parser, extraction)
+        case "embed":
+            return embed.build(runtime, at.store, at.embedder, chunking)
+        case "index":
+            return index.build(runtime, at.store, at.vectors)
+        case "answer":
+            return answer.build(runtime, at.embedder, at.vectors, at.llm, inference)
+        case _:
+            raise LookupError(f"no flow {name!r}; there are {', '.join(FLOWS)}")
+
+
+class _Absent:
+    """Stands for a topic or connector that a drawing never touches."""
+
+
+def sketch(name: str) -> Dataflow:
+    """The flow of that name on nothing, to be drawn and never run: loads no model, opens no index."""
+    absent: Any = _Absent()
+    connectors = SimpleNamespace(store=absent, parser=absent, embedder=absent, vectors=absent, llm=absent)
+    topics = KafkaTopics(ReliableProducer("localhost"), Settings(kafka_bootstrap="localhost"), name, Stop())
+    return build(name, Runtime(topics, absent, Stop()), cast("Connectors", connectors), Settings())
+
+
+def object_store(settings: Settings) -> ObjectStore:
+    """The claim-check store, and what else document URIs may name."""
+    base = settings.object_store or str((settings.data_dir / "objects").resolve())
+    return ObjectStore(base, file_roots=settings.file_roots, protocols=settings.store_protocols)

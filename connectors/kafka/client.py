@@ -1,0 +1,49 @@
+"""What all our Kafka clients share: base settings of librdkafka, and what becomes of its connection errors."""
+
+import time
+from collections.abc import Mapping
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException
+
+log = structlog.get_logger()
+
+_LOG_EVERY_S = 30.0
+
+
+class ConnectionErrors:
+    """Takes a client's connection errors. librdkafka reconnects by itself, so each outage is one warning every 30 s.
+
+    `last` is the last error that says more than "all brokers are down"; a `quiet` one logs nothing, because its client
+    lives for one request, whose exception tells.
+    """
+
+    def __init__(self, client: str, *, quiet: bool = False) -> None:
+        self._client = client
+        self._quiet = quiet
+        self._logged_at = float("-inf")
+        self.last: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        """Called by librdkafka from within poll, consume or flush."""
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001  # librdkafka's own codes are spelled so
+            self.last = error
+        if not self._quiet and time.monotonic() - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            log.warning("kafka connection trouble; reconnecting", client=self._client, error=error.str())
+
+
+def base_config(bootstrap: str, config: Mapping[str, str], errors: ConnectionErrors) -> dict[str, object]:
+    """Settings for any client: the address, then `config` (security and tuning, in librdkafka's names)."""
+    return {
+        "bootstrap.servers": bootstrap,
+        "log_level": 2,  # librdkafka's stderr lines repeat what error_cb hands us
+        **config,
+        "error_cb": errors,
+    }
+
+
+def cause(error: KafkaException) -> KafkaError:
+    """The KafkaError inside an exception of the client."""
+    inner: KafkaError = error.args[0]
+    return inner

@@ -1,0 +1,90 @@
+"""The directory that a flow resumes from, opened by one process at a time.
+
+Bytewax itself fences nothing: two processes on one directory both run, and both do all the work. And its snapshots are
+pickle, which runs code when read, so nobody else may be able to write them.
+"""
+
+import fcntl
+import os
+import shutil
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bytewax.recovery import RecoveryConfig, init_db_dir
+
+from schemas.errors import Fatal
+
+
+class RecoveryDirectory:
+    """Holds a flow's snapshots while entered; created on first use, private to this user, locked against others.
+
+    The lock is the kernel's: it ends with the process, kill -9 included. `partitions` counts only for a new directory;
+    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick.
+
+    Raises Fatal on entering if another process holds the directory, or if others than its owner can reach it.
+    """
+
+    def __init__(self, path: Path, partitions: int = 16) -> None:
+        self._path = path
+        self._partitions = partitions
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._check_private()
+        self._lock = self._acquire()
+        self._initialize()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def config(self) -> RecoveryConfig:
+        """What bytewax needs; only while entered."""
+        if self._lock is None:
+            raise RuntimeError(f"{self._path}: enter the recovery directory before use")
+        return RecoveryConfig(str(self._store))
+
+    @property
+    def _store(self) -> Path:
+        return self._path / "snapshots"
+
+    def _check_private(self) -> None:
+        found = self._path.stat()
+        if found.st_uid != os.geteuid():
+            raise Fatal(
+                f"recovery directory {self._path} belongs to user {found.st_uid}, not to {os.geteuid()}, who runs "
+                "the flow; snapshots are executed when read: name a directory of your own"
+            )
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & 0o077:
+            raise Fatal(
+                f"recovery directory {self._path} has mode {mode:04o}, so others can reach it; snapshots are executed "
+                f"when read: check that nobody wrote to it, then: chmod 700 {self._path}"
+            )
+
+    def _acquire(self) -> int:
+        # Not inherited by programs that this process starts, so that none of them keeps the lock after its death.
+        lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise Fatal(
+                f"recovery directory {self._path} is in use by another process, and two would do all work twice; stop "
+                "that process, or give this one a directory of its own"
+            ) from error
+        return lock
+
+    def _initialize(self) -> None:
+        if self._store.exists():
+            return
+        unfinished = self._path / "snapshots.new"  # renamed when whole: a crash in between leaves no half of it
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        init_db_dir(unfinished, self._partitions)
+        unfinished.rename(self._store)

@@ -1,0 +1,372 @@
+"""Read topics so that nothing is skipped: positions come from the recovery snapshots, and only from them.
+
+Guarantee: every record from the resume position on is emitted, in order within its partition. Where a position has
+fallen out of the topic (retention, a recreated topic), the flow stops and says so; it never skips to the end.
+
+With no snapshot a partition begins at `start`, "earliest" by default. Offsets committed to the consumer group are never
+read: they exist so that lag tools and autoscalers see how far the flow is. What is committed is the position of the
+snapshot before the last one, which bytewax has made durable before it asks for the next: the group never claims more
+than a restart would resume from.
+
+All partitions that this process reads share one consumer. Measured with 16 partitions on one broker: 4 threads, 2
+connections and 1 MB, against 64 threads, 32 connections and 11 MB with a consumer each, which is what librdkafka's
+prefetch buffers would multiply as well. The price is a buffer per partition between the two, bounded by pausing.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Literal, cast
+
+import structlog
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from connectors.kafka.client import ConnectionErrors, base_config, cause
+from connectors.kafka.record import Record
+from connectors.kafka.stop import Stop
+from schemas.errors import Fatal, Retryable
+
+log = structlog.get_logger()
+
+Place = tuple[str, int]  # topic, partition
+Position = tuple[int, int]  # version of this layout, offset of the next record: what a snapshot holds
+
+_VERSION = 1
+_TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
+_IDLE = timedelta(
+    milliseconds=20
+)  # a record waits at most this long for its turn; 16 idle partitions cost 2 % of a core
+_BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
+_RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
+
+# librdkafka retries these by itself; meanwhile the flow waits, and that is lag.
+_TRANSIENT = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's own codes are spelled so
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._RESOLVE,  # noqa: SLF001
+        KafkaError._WAIT_COORD,  # noqa: SLF001
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.UNKNOWN,
+    }
+)
+
+
+def _record(message: Message) -> Record:
+    _, timestamp_ms = message.timestamp()
+    return Record(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=message.key(),
+        value=message.value(),
+        headers=_headers(message),
+        timestamp=datetime.fromtimestamp(max(timestamp_ms, 0) / 1000, tz=UTC),  # -1 where the producer set none
+    )
+
+
+def _headers(message: Message) -> tuple[tuple[str, bytes], ...]:
+    # The client's type allows more shapes than it ever hands out: pairs of a name and bytes, or None for no value.
+    pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+    return tuple((name, value or b"") for name, value in pairs)
+
+
+def _size(record: Record) -> int:
+    return _RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
+
+
+class _Buffer:
+    """Records of one partition that the shared consumer has read and the flow has not taken."""
+
+    def __init__(self, next_offset: int) -> None:
+        self.records: deque[Record] = deque()
+        self.bytes = 0
+        self.next_offset = next_offset  # of the next record to put in
+        self.paused = False
+        self.committed: int | None = None
+
+    def put(self, record: Record) -> None:
+        if record.offset < self.next_offset:  # fetched again after a pause
+            return
+        self.next_offset = record.offset + 1
+        self.records.append(record)
+        self.bytes += _size(record)
+
+    def take(self, limit: int) -> list[Record]:
+        taken = [self.records.popleft() for _ in range(min(limit, len(self.records)))]
+        self.bytes -= sum(map(_size, taken))
+        return taken
+
+
+class _SharedConsumer:
+    """One librdkafka consumer for the partitions of a source that this process reads. Thread-safe.
+
+    It assigns and never subscribes, so that bytewax alone decides who reads what and nothing rebalances.
+    """
+
+    def __init__(self, bootstrap: str, config: Mapping[str, str], group_id: str) -> None:
+        self._bootstrap = bootstrap
+        self._lock = threading.Lock()
+        self._buffers: dict[Place, _Buffer] = {}
+        self._consumer = Consumer(
+            {
+                "queued.min.messages": "1000",  # librdkafka's 100,000 would prefetch far more than an epoch takes
+                "queued.max.messages.kbytes": "16384",
+                **base_config(bootstrap, config, ConnectionErrors(f"source {group_id}")),
+                "group.id": group_id,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "on_commit": self._on_commit,
+            }
+        )
+
+    def partitions(self, topics: Sequence[str]) -> list[Place]:
+        """Every partition of `topics`; Retryable if no broker answers, Fatal if a topic is missing."""
+        found: list[Place] = []
+        for topic in topics:
+            try:
+                metadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
+            except KafkaException as error:
+                raise self._unreachable(error) from error
+            if metadata.error is not None or not metadata.partitions:
+                reason = "" if metadata.error is None else f" ({metadata.error.str()})"
+                raise Fatal(
+                    f"topic {topic} cannot be read at {self._bootstrap}{reason}; create it: headrace topics create"
+                )
+            found += [(topic, partition) for partition in sorted(metadata.partitions)]
+        return found
+
+    def watermarks(self, place: Place) -> tuple[int, int]:
+        """First offset kept, and the one after the last; Retryable if no broker answers."""
+        try:
+            return self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: KafkaException) -> Retryable:
+        return Retryable(
+            f"Kafka at {self._bootstrap} did not answer within {_TIMEOUT_S:.0f} s: {cause(error).str()}; "
+            "check the bootstrap address, and that the broker runs"
+        )
+
+    def add(self, place: Place, offset: int) -> None:
+        """Begin to read `place` at `offset`."""
+        with self._lock:
+            self._buffers[place] = _Buffer(offset)
+            self._consumer.incremental_assign([TopicPartition(*place, offset)])
+
+    def take(self, place: Place, limit: int) -> tuple[list[Record], bool]:
+        """Up to `limit` records of `place`, without waiting; and whether any partition got something new.
+
+        Raises Fatal where only a person can help.
+        """
+        with self._lock:
+            buffer = self._buffers[place]
+            arrived = not buffer.records and self._fill(limit)
+            taken = buffer.take(limit)
+            if buffer.paused and not buffer.records:
+                buffer.paused = False
+                self._consumer.resume([TopicPartition(*place)])
+            return taken, arrived
+
+    def _fill(self, limit: int) -> bool:
+        messages = self._consumer.consume(limit, timeout=0)
+        touched: set[Place] = set()
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._wait_out_or_raise(message, error)
+                continue
+            record = _record(message)
+            place = (record.topic, record.partition)
+            if place in self._buffers:  # not so for what was still on its way when the partition was removed
+                self._buffers[place].put(record)
+                touched.add(place)
+        for place in touched:
+            buffer = self._buffers[place]
+            if buffer.bytes > _BUFFER_BYTES and not buffer.paused:
+                buffer.paused = True
+                self._consumer.pause([TopicPartition(*place)])
+        return bool(messages)
+
+    def _wait_out_or_raise(self, message: Message, error: KafkaError) -> None:
+        topic, partition = message.topic(), message.partition()
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001  # librdkafka's own codes are spelled so
+            raise Fatal(
+                f"{topic}/{partition}: offset {message.offset()}, where the flow must resume, is not in the topic at "
+                f"{self._bootstrap}: its records were deleted before they were read, or the topic was made anew. To "
+                "accept the gap, move the flow's recovery directory aside: it then begins at the earliest record"
+            )
+        if error.code() not in _TRANSIENT:
+            raise Fatal(f"{topic}/{partition} cannot be read at {self._bootstrap}: {error.str()} ({error.name()})")
+        log.warning("kafka read failed; waiting", topic=topic, partition=partition, error=error.str())
+
+    def commit(self, place: Place, offset: int) -> None:
+        """Show `offset` as the group's position, without waiting. A failure is a warning: only lag tools see it."""
+        with self._lock:
+            buffer = self._buffers[place]
+            if buffer.committed == offset:
+                return
+            buffer.committed = offset
+            try:
+                self._consumer.commit(offsets=[TopicPartition(*place, offset)], asynchronous=True)
+            except KafkaException as error:
+                self._on_commit(cause(error), [TopicPartition(*place, offset)])
+
+    def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        """Called by librdkafka from within consume, so under the lock."""
+        for committed in offsets:
+            failure = error or committed.error
+            if failure is None:
+                continue
+            log.warning(
+                "offset not committed; lag looks larger than it is",
+                topic=committed.topic,
+                partition=committed.partition,
+                error=failure.str(),
+            )
+            buffer = self._buffers.get((committed.topic, committed.partition))
+            if buffer is not None:
+                buffer.committed = None  # so that the next snapshot tries again, even if nothing more arrived
+
+    def remove(self, place: Place) -> bool:
+        """Read `place` no more; tells whether it was the last, after which this consumer is closed."""
+        with self._lock:
+            del self._buffers[place]
+            with suppress(KafkaException):  # bytewax closes while it unwinds, where to raise aborts the process
+                if self._buffers:
+                    self._consumer.incremental_unassign([TopicPartition(*place)])
+                else:
+                    self._consumer.close()
+            return not self._buffers
+
+
+class KafkaSource(FixedPartitionedSource[Record, Position]):
+    """Records of `topics`; one bytewax partition, named "topic/partition", for each of theirs.
+
+    Partitions are listed once, at the start: after adding some, restart the flow.
+
+    - `bootstrap`: address of one or more brokers.
+    - `topics`: must exist.
+    - `group_id`: under which lag is visible. Nothing may subscribe with it.
+    - `stop`: ends the source: the flow then drains and takes its last snapshot.
+    - `config`: further librdkafka settings, such as SASL and TLS. They cannot change what the guarantee rests on.
+    - `max_batch`: records per partition handed on at once; small, so that results behind them are not held back.
+    - `max_per_epoch`: records per partition and epoch; Timely queues without bound within an epoch.
+    - `start`: where a partition without a snapshot begins.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: Sequence[str],
+        *,
+        group_id: str,
+        stop: Stop,
+        config: Mapping[str, str] | None = None,
+        max_batch: int = 64,
+        max_per_epoch: int = 1000,
+        start: Literal["earliest", "latest"] = "earliest",
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._topics = tuple(topics)
+        self._group_id = group_id
+        self._stop = stop
+        self._config = dict(config or {})
+        self._max_batch = max_batch
+        self._max_per_epoch = max_per_epoch
+        self._start = start
+        self._lock = (
+            threading.Lock()
+        )  # the workers of a process share this source, and each builds and closes its parts
+        self._shared: _SharedConsumer | None = None
+
+    def list_parts(self) -> list[str]:
+        """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
+        with self._lock:
+            return [f"{topic}/{partition}" for topic, partition in self._consumer().partitions(self._topics)]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Position | None) -> "_KafkaPartition":  # noqa: ARG002  # bytewax names them
+        """Resume where the snapshot says, or begin at `start`."""
+        topic, _, partition = for_part.rpartition("/")
+        place = (topic, int(partition))
+        with self._lock:
+            consumer = self._consumer()
+            if resume_state is None:
+                low, high = consumer.watermarks(place)
+                offset = low if self._start == "earliest" else high
+            else:
+                version, offset = resume_state
+                if version != _VERSION:
+                    raise Fatal(
+                        f"{for_part}: its snapshot has version {version}, and this release reads {_VERSION}; "
+                        "run the release that wrote it"
+                    )
+            consumer.add(place, offset)
+        return _KafkaPartition(self, consumer, place, offset)
+
+    def _consumer(self) -> _SharedConsumer:
+        if self._shared is None:
+            self._shared = _SharedConsumer(self._bootstrap, self._config, self._group_id)
+        return self._shared
+
+    def _remove(self, place: Place) -> None:
+        with self._lock:
+            if self._shared is not None and self._shared.remove(place):
+                self._shared = None
+
+
+class _KafkaPartition(StatefulSourcePartition[Record, Position]):
+    def __init__(self, source: KafkaSource, consumer: _SharedConsumer, place: Place, offset: int) -> None:
+        self._source = source
+        self._consumer = consumer
+        self._place = place
+        self._next_offset = offset
+        self._recoverable_offset = offset  # a restart resumes here or later
+        self._emitted_in_epoch = 0
+        self._busy = True
+
+    def next_batch(self) -> list[Record]:
+        if self._source._stop.requested:  # noqa: SLF001  # a part of the source
+            raise StopIteration
+        limit = min(self._source._max_batch, self._source._max_per_epoch - self._emitted_in_epoch)  # noqa: SLF001  # same
+        if limit <= 0:
+            self._busy = False
+            return []
+        records, self._busy = self._consumer.take(self._place, limit)
+        if records:
+            self._busy = True
+            self._next_offset = records[-1].offset + 1
+            self._emitted_in_epoch += len(records)
+        return records
+
+    def next_awake(self) -> datetime | None:
+        """At once while there is something to read, else at the next tick of 20 ms, in step with all partitions."""
+        if self._busy:
+            return None
+        now = datetime.now(UTC)
+        return now + _IDLE - timedelta(microseconds=now.microsecond % (_IDLE / timedelta(microseconds=1)))
+
+    def snapshot(self) -> Position:
+        """Bytewax calls this at the end of every epoch, once all that was emitted before it is durable."""
+        self._consumer.commit(self._place, self._recoverable_offset)
+        self._recoverable_offset = self._next_offset
+        self._emitted_in_epoch = 0
+        return (_VERSION, self._next_offset)
+
+    def close(self) -> None:
+        self._source._remove(self._place)  # noqa: SLF001  # a part of the source

@@ -1,0 +1,250 @@
+"""Where documents are read from and claim checks are written to: a local directory, or any object store fsspec knows.
+
+Guarantees: no more than `max_bytes` + 1 bytes are read; only what the operator allowed is read, whatever an event asks
+for; a written object appears whole or not at all, and survives a power failure.
+"""
+
+import asyncio
+import errno
+import os
+import re
+import stat
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
+from uuid import uuid4
+
+import fsspec  # type: ignore[import-untyped]  # it publishes no types
+
+from schemas.errors import Fatal, Poison, Retryable
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_PASSWORD = re.compile(r"(?<=//)[^/@]*@")
+_FILE_PROTOCOLS = frozenset({"file", "local"})
+_NO_FILE_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+_REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+def file_uri(path: Path | str) -> str:
+    """The `file:` URI (RFC 8089) of a local path; relative paths start at the current directory."""
+    return Path(os.path.abspath(path)).as_uri()  # noqa: PTH100 - Path.absolute() would keep ".."
+
+
+class ObjectStore:
+    """Reads documents by URI, writes claim checks under one base.
+
+    base_url: directory (path or `file:` URI) or URL of another store (`s3://bucket/prefix`); always readable.
+    file_roots: directories whose files may be read too, by `file:` URI or absolute path (HEADRACE_FILE_ROOTS).
+    protocols: fsspec protocols whose objects may be read too, such as "s3" (HEADRACE_STORE_PROTOCOLS).
+
+    Calls block in threads; a cancelled one ends on its own in the background.
+    """
+
+    def __init__(
+        self,
+        base_url: str = ".headrace/objects",
+        *,
+        file_roots: Collection[Path | str] = (),
+        protocols: Collection[str] = (),
+    ) -> None:
+        self._protocols = frozenset(protocols) - _FILE_PROTOCOLS
+        self._base_url = base_url.rstrip("/")
+        self._base_directory: Path | None = None
+        base_protocol = _protocol(base_url)
+        if base_protocol in _FILE_PROTOCOLS:
+            self._base_directory = Path(os.path.realpath(_local_path(base_url, base_url)))
+        roots = (*file_roots, *((self._base_directory,) if self._base_directory else ()))
+        self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
+        for protocol in {base_protocol, *self._protocols} - _FILE_PROTOCOLS:
+            _check_protocol(protocol)
+
+    async def read(self, uri: str, *, max_bytes: int) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            Poison: missing, too large, not a regular file, outside of what may be read, or permission denied.
+            Retryable: the store is out of reach, or the disk failed.
+        """
+        if _protocol(uri) in _FILE_PROTOCOLS:
+            return await asyncio.to_thread(self._read_file, uri, max_bytes)
+        return await asyncio.to_thread(self._read_remote, uri, max_bytes)
+
+    async def write(self, key: str, data: bytes) -> str:
+        """Write an object, or replace the one of that key, and return its URI. Writing the same again is a no-op.
+
+        `key` is made of letters, digits and `._-`, in parts divided by `/`; no part begins with a dot.
+
+        Raises:
+            Retryable: the store is out of reach or full.
+            Fatal: it refuses us.
+        """
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"object key {key!r}: letters, digits and ._- in parts divided by /")
+        if self._base_directory is not None:
+            return await asyncio.to_thread(_write_file, self._base_directory / key, data)
+        return await asyncio.to_thread(_write_remote, f"{self._base_url}/{key}", data)
+
+    def _read_file(self, uri: str, max_bytes: int) -> bytes:
+        shown = _shown(uri)
+        path = _resolve(uri, shown)
+        if not any(path.is_relative_to(root) for root in self._roots):
+            raise Poison(f"{shown} lies outside of the directories that may be read; HEADRACE_FILE_ROOTS lists them")
+        try:
+            status = path.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                raise Poison(f"{shown} is not a regular file")
+            _check_size(status.st_size, max_bytes, shown)
+            # Not to block should it have become a FIFO by now.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                data = file.read(status.st_size + 1)
+        except OSError as error:
+            _raise_unreadable(error, shown)
+        if len(data) != status.st_size:
+            raise Retryable(f"{shown} changed its size from {status.st_size} bytes while it was read: still written?")
+        return data
+
+    def _read_remote(self, uri: str, max_bytes: int) -> bytes:
+        shown = _shown(uri)
+        protocol = self._allowed_protocol(uri, shown)
+        try:
+            # By protocol, not by URL: fsspec's chained URLs ("zip://x::file:///etc") would get around the checks.
+            filesystem = fsspec.filesystem(protocol)
+            size = _remote_size(filesystem.info(uri), shown)
+            _check_size(size, max_bytes, shown)
+            # A range of an empty object is an error in S3.
+            data: bytes = b"" if size == 0 else filesystem.cat_file(uri, start=0, end=max_bytes + 1)
+        except Poison:
+            raise
+        except OSError as error:
+            _raise_unreadable(error, shown)
+        except Exception as error:
+            # Each fsspec plug-in has exceptions of its own; what they have in common is a store that did not answer.
+            raise Retryable(f"{shown} cannot be read now: {type(error).__name__}: {error}") from error
+        _check_size(len(data), max_bytes, shown)
+        return data
+
+    def _allowed_protocol(self, uri: str, shown: str) -> str:
+        protocol = _protocol(uri)
+        if protocol in {"http", "https"}:
+            raise Poison(
+                f"{shown}: documents are not fetched over HTTP; upload it to the object store and send that URI"
+            )
+        if "::" in uri or ".." in uri.split("/"):
+            raise Poison(f"{shown}: chained URLs and '..' are refused")
+        if protocol in self._protocols or uri.startswith(f"{self._base_url}/"):
+            return protocol
+        raise Poison(
+            f"{shown}: protocol {protocol} is not among those that may be read; HEADRACE_STORE_PROTOCOLS lists them"
+        )
+
+
+def _protocol(uri: str) -> str:
+    found = _SCHEME.match(uri)
+    return found[1].lower() if found else "file"
+
+
+def _check_protocol(protocol: str) -> None:
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise Fatal(f"object store protocol {protocol}: {error}") from error
+    except ValueError as error:
+        raise Fatal(f"object store protocol {protocol}: fsspec knows none of that name") from error
+
+
+def _resolve(uri: str, shown: str) -> Path:
+    """The real path, symlinks and ".." resolved, so that what is checked is what is opened."""
+    try:
+        path = _local_path(uri, shown)
+        if not os.path.isabs(path):  # noqa: PTH117 - of the string as it is written
+            raise Poison(f"{shown} is neither an absolute path nor a URI; send file:///path")
+        return Path(os.path.realpath(path))
+    except ValueError as error:
+        raise Poison(f"{shown!r} is no path: {error}") from error
+
+
+def _local_path(uri: str, shown: str) -> str:
+    """The path that a `file:` URI or a plain path names. Raises Poison if it names none on this machine."""
+    if not _SCHEME.match(uri):
+        return uri
+    path = uri.partition(":")[2]
+    if path.startswith("//"):
+        host, _, rest = path[2:].partition("/")
+        if host.lower() not in {"", "localhost"}:
+            raise Poison(f"{shown} names a file on another machine ({host}); a local one is file:///path")
+        path = f"/{rest}"
+    if "?" in path or "#" in path:
+        raise Poison(f"{shown}: write ? as %3F and # as %23 in a file URI")
+    return os.fsdecode(unquote_to_bytes(path))
+
+
+def _shown(uri: str) -> str:
+    """The URI for messages: without a password or a signature."""
+    return _PASSWORD.sub("", uri if _protocol(uri) in _FILE_PROTOCOLS else uri.partition("?")[0])
+
+
+def _remote_size(status: dict[str, Any], shown: str) -> int:
+    """Bytes of an object; 0 or more even where the store does not tell, since the read itself is bounded."""
+    if status["type"] != "file":
+        raise Poison(f"{shown} is a {status['type']}, not an object")
+    size = status.get("size")
+    return 1 if size is None else int(size)
+
+
+def _check_size(size: int, max_bytes: int, shown: str) -> None:
+    if size > max_bytes:
+        raise Poison(f"document {shown} has {size} bytes; the limit is {max_bytes}")
+
+
+def _raise_unreadable(error: OSError, shown: str) -> NoReturn:
+    if isinstance(error, FileNotFoundError) or error.errno in _NO_FILE_ERRNOS:
+        raise Poison(f"{shown} does not exist or is not a file") from error
+    if isinstance(error, PermissionError) or error.errno in _REFUSED_ERRNOS:
+        raise Poison(f"{shown} may not be read by this process: permission denied") from error
+    raise Retryable(f"{shown} cannot be read now: {type(error).__name__}: {error}") from error
+
+
+def _write_file(path: Path, data: bytes) -> str:
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except OSError as error:
+        _raise_unwritable(error, file_uri(path))
+    return file_uri(path)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_remote(uri: str, data: bytes) -> str:
+    try:
+        fsspec.filesystem(_protocol(uri)).pipe_file(uri, data)
+    except OSError as error:
+        _raise_unwritable(error, _shown(uri))
+    except Exception as error:
+        raise Retryable(f"{_shown(uri)} cannot be written now: {type(error).__name__}: {error}") from error
+    return uri
+
+
+def _raise_unwritable(error: OSError, shown: str) -> NoReturn:
+    if isinstance(error, PermissionError) or error.errno in _REFUSED_ERRNOS | {errno.ENOTDIR, errno.EEXIST}:
+        raise Fatal(f"{shown} may not be written: {error}; HEADRACE_OBJECT_STORE names where to write") from error
+    raise Retryable(f"{shown} cannot be written now: {type(error).__name__}: {error}") from error

@@ -1,0 +1,103 @@
+"""Every setting, read from `HEADRACE_*` environment variables. Only `cli` reads them; everything below gets values."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+PREFIX = "HEADRACE_"
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """What a process needs to know. A variable is the field's name in capitals after `HEADRACE_`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    kafka_bootstrap: str | None = Field(default=None, description="Brokers, `host:port[,host:port]`.")
+    kafka_options: dict[str, str] = Field(
+        default_factory=dict,
+        description='More librdkafka settings as JSON, for SASL and TLS: `{"security.protocol": "SASL_SSL", ...}`.',
+    )
+    group_prefix: str = Field(
+        default="headrace", description="Consumer groups are `<prefix>.<flow>`; they show lag and hold no truth."
+    )
+    data_dir: Path = Field(default=Path(".headrace"), description="Local state: recovery, index, objects.")
+    recovery_dir: Path | None = Field(
+        default=None, description="Snapshots of the flows, one directory each; default: `<data_dir>/recovery`."
+    )
+    epoch_s: float = Field(
+        default=1.0, ge=0.1, le=60, description="Seconds between snapshots; what a crash repeats, at most."
+    )
+    drain_s: float = Field(default=20.0, ge=0, le=3600, description="Seconds that pending work gets after SIGTERM.")
+    object_store: str | None = Field(
+        default=None, description="URL of the claim-check store (`s3://bucket/prefix`); default: `<data_dir>/objects`."
+    )
+    file_roots: CommaSeparated = Field(
+        default=(), description="Directories, comma-separated, under which `file:` URIs may be read; none by default."
+    )
+    store_protocols: CommaSeparated = Field(
+        default=(), description="fsspec protocols, comma-separated, that document URIs may use besides `file`: `s3`."
+    )
+    max_document_bytes: int = Field(default=50_000_000, ge=1, description="Largest document read, in bytes.")
+    parser_processes: int = Field(default=2, ge=1, le=256, description="Processes that parse documents.")
+    parser_memory_bytes: int = Field(
+        default=2_147_483_648, ge=268_435_456, description="Memory limit of each parser process, in bytes."
+    )
+    chunk_tokens: int = Field(default=200, ge=16, description="Chunk size in tokens; at most the model's window.")
+    chunk_overlap_tokens: int = Field(default=30, ge=0, description="Tokens that neighbouring chunks share.")
+    embed_model: str = Field(
+        default="all-MiniLM-L6-v2", description="sentence-transformers model: a name or a directory."
+    )
+    qdrant_url: str | None = Field(
+        default=None,
+        description="Qdrant server, `http://host:6333`; default: the embedded index in `<data_dir>/vectors`.",
+    )
+    qdrant_api_key: SecretStr | None = Field(default=None, description="Key of the Qdrant server.")
+    llm_url: str | None = Field(
+        default=None,
+        description="OpenAI-compatible endpoint, `http://host:8000/v1`; default: the built-in extractive answerer.",
+    )
+    llm_model: str | None = Field(default=None, description="Model name sent to the endpoint; needed with LLM_URL.")
+    llm_api_key: SecretStr | None = Field(default=None, description="Key of the endpoint.")
+    infer_capacity: int = Field(default=256, ge=1, le=10_000, description="Inferences in flight per process.")
+    infer_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="Seconds per attempt of an inference.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity logged."
+    )
+
+    @field_validator("file_roots", "store_protocols", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.llm_url is not None and self.llm_model is None:
+            raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
+        if self.chunk_overlap_tokens * 2 > self.chunk_tokens:
+            raise ValueError(
+                f"HEADRACE_CHUNK_OVERLAP_TOKENS={self.chunk_overlap_tokens}: must be at most half of "
+                f"HEADRACE_CHUNK_TOKENS={self.chunk_tokens}"
+            )
+        return self
+
+
+def load() -> Settings:
+    """The settings of this process. Raises ValueError with one line that names the variable, never a secret's value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        if not fault["loc"]:
+            raise ValueError(fault["msg"].removeprefix("Value error, ")) from None
+        name = f"{PREFIX}{str(fault['loc'][0]).upper()}"
+        shown = "" if "api_key" in str(fault["loc"][0]) else f"={fault['input']!r:.200}"
+        raise ValueError(f"{name}{shown}: {fault['msg']}") from None
+    except SettingsError as error:  # a value that should be JSON and is not; its message names the field
+        field = str(error).split('"')[1] if '"' in str(error) else "?"
+        raise ValueError(f'{PREFIX}{field.upper()}: not JSON, as in {{"name": "value"}}') from None

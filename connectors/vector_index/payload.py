@@ -1,0 +1,111 @@
+"""How a point lies in Qdrant: one mapping, so that the embedded engine and a server hold the same data."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from connectors.vector_index.port import Hit, Point
+from schemas.errors import Fatal, Poison
+
+_FLOAT_BYTES = 4
+# What both a Qdrant server and a file system accept; the first character leaves dot files to the index itself.
+_COLLECTION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+def is_collection_name(collection: str) -> bool:
+    """Whether a collection can have this name: 1 to 100 of A-Z a-z 0-9 . _ - and no dot in front."""
+    return _COLLECTION_NAME.fullmatch(collection) is not None
+
+
+def check_collection_name(collection: str) -> None:
+    """Raise Poison for a name that no collection can have."""
+    if not is_collection_name(collection):
+        raise Poison(f"collection {collection!r}: use 1 to 100 of A-Z a-z 0-9 . _ - and no dot in front")
+
+
+def check_dimensions(collection: str, expected: int, given: int) -> None:
+    """Raise Fatal if a model has another number of dimensions than the collection."""
+    if given != expected:
+        raise Fatal(
+            f"collection {collection!r} holds vectors of {expected} dimensions, not {given}: "
+            "use the embedding model that it was made with, or another collection"
+        )
+
+
+def check_vector(collection: str, expected: int, vector: bytes) -> None:
+    """Raise Fatal if a vector has another number of dimensions than the collection."""
+    check_dimensions(collection, expected, len(vector) // _FLOAT_BYTES)
+
+
+def missing_collection(collection: str) -> Fatal:
+    """What a write to a collection that was never opened raises."""
+    return Fatal(f"collection {collection!r} does not exist: open it before writing to it")
+
+
+def to_floats(vector: bytes) -> list[float]:
+    """The float32 values of a vector."""
+    floats: list[float] = np.frombuffer(vector, dtype="<f4").tolist()
+    return floats
+
+
+def to_payload(point: Point) -> dict[str, str | int | None]:
+    """All of a point but its id and vector."""
+    return {
+        "tenant": point.tenant,
+        "document_id": point.document_id,
+        "uri": point.uri,
+        "ordinal": point.ordinal,
+        "label": point.label,
+        "text": point.text,
+    }
+
+
+def to_point(point_id: str, payload: Mapping[str, object] | None, vector: Sequence[float]) -> Point:
+    """The point that was written. Fatal if something else than Headrace wrote it."""
+    read = _read(point_id, payload)
+    return Point(
+        id=point_id,
+        tenant=read.tenant,
+        document_id=read.document_id,
+        uri=read.uri,
+        ordinal=read.ordinal,
+        label=read.label,
+        text=read.text,
+        vector=np.asarray(vector, dtype="<f4").tobytes(),
+    )
+
+
+def to_hit(point_id: str, payload: Mapping[str, object] | None, score: float) -> Hit:
+    """A point found. Fatal if something else than Headrace wrote it."""
+    read = _read(point_id, payload)
+    return Hit(
+        id=point_id,
+        document_id=read.document_id,
+        uri=read.uri,
+        ordinal=read.ordinal,
+        label=read.label,
+        text=read.text,
+        score=min(1.0, max(-1.0, score)),  # rounding in the engine may lift a cosine a hair above 1
+    )
+
+
+class _Payload(BaseModel):
+    tenant: str
+    document_id: str
+    uri: str | None
+    ordinal: int
+    label: str | None
+    text: str
+
+
+def _read(point_id: str, payload: Mapping[str, object] | None) -> _Payload:
+    try:
+        return _Payload.model_validate(payload)
+    except ValidationError as error:
+        fields = ", ".join(str(at) for problem in error.errors() for at in problem["loc"])
+        raise Fatal(
+            f"point {point_id} was not written by Headrace (payload lacks {fields or 'everything'}): "
+            "give Headrace a collection of its own"
+        ) from None

@@ -1,0 +1,259 @@
+"""The vector index on a Qdrant server, shared by any number of processes.
+
+Guarantee: a write that returned was applied by the server (`wait=true`). How durable that is, and whether searches are
+exact, is the server's configuration.
+"""
+# ruff: noqa: PLC0415 -- qdrant_client takes 1.7 s to import, and only processes with a server need it
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+from connectors.vector_index.payload import (
+    check_collection_name,
+    check_dimensions,
+    check_vector,
+    is_collection_name,
+    missing_collection,
+    to_floats,
+    to_hit,
+    to_payload,
+    to_point,
+)
+from connectors.vector_index.port import Hit, Point, VectorIndex
+from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+
+IN_MEMORY = ":memory:"
+
+_UPSERT_POINTS = 256  # per request: 1024 dimensions as JSON stay under 6 MB of the server's default limit of 32 MB
+_SCROLL_POINTS = 256
+
+
+class QdrantIndex(VectorIndex):
+    """The index at `location`: a server's URL, or `:memory:` for qdrant-client's own engine, slow and for tests.
+
+    Belongs to the event loop that calls it first. `timeout_s` holds for each request.
+    Raises Fatal if `location` is no URL.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        *,
+        api_key: str | None = None,
+        prefer_grpc: bool = False,
+        grpc_port: int = 6334,
+        timeout_s: int = 30,
+    ) -> None:
+        from qdrant_client import AsyncQdrantClient
+
+        self._server = f"Qdrant at {urlsplit(location).hostname}" if location != IN_MEMORY else "Qdrant in memory"
+        self._has_payload_indexes = location != IN_MEMORY
+        self._dimensions: dict[str, int] = {}
+        try:
+            self._client = AsyncQdrantClient(
+                location,
+                api_key=api_key,
+                prefer_grpc=prefer_grpc,
+                grpc_port=grpc_port,
+                timeout=timeout_s,
+                check_compatibility=False,  # a request from the constructor, in a thread of its own
+            )
+        except ValueError as error:
+            raise Fatal(f"HEADRACE_QDRANT_URL: {error}; use http://host:6333") from error
+
+    async def open(self, collection: str, dimensions: int) -> None:
+        """Create the collection and its payload indexes if they are missing; Fatal if it has another vector size."""
+        from qdrant_client import models
+
+        check_collection_name(collection)
+        if await self._find(collection) is None:
+            try:
+                with self._classed(collection):
+                    await self._client.create_collection(
+                        collection,
+                        vectors_config=models.VectorParams(size=dimensions, distance=models.Distance.COSINE),
+                    )
+            except Retryable:
+                if await self._find(collection) is None:
+                    raise  # else another process was first
+        check_dimensions(collection, await self._find(collection) or dimensions, dimensions)
+        if not self._has_payload_indexes:
+            return
+        for name, is_tenant in (("tenant", True), ("document_id", False)):
+            schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=is_tenant)
+            with self._classed(collection):
+                await self._client.create_payload_index(collection, name, field_schema=schema, wait=True)
+
+    async def upsert(self, collection: str, points: Sequence[Point]) -> None:
+        """Write points, 256 per request; after a failure some requests may have been applied."""
+        from qdrant_client import models
+
+        if not points:
+            return
+        dimensions = await self._find(collection)
+        if dimensions is None:
+            raise missing_collection(collection)
+        for point in points:
+            check_vector(collection, dimensions, point.vector)
+        for first in range(0, len(points), _UPSERT_POINTS):
+            batch = [
+                models.PointStruct(id=point.id, vector=to_floats(point.vector), payload=to_payload(point))
+                for point in points[first : first + _UPSERT_POINTS]
+            ]
+            with self._classed(collection):
+                await self._client.upsert(collection, batch, wait=True)
+
+    async def delete_document(
+        self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
+    ) -> None:
+        """Delete by filter, in one request."""
+        from qdrant_client import models
+
+        if await self._find(collection) is None:
+            return
+        wanted = _of_document(tenant, document_id)
+        wanted.must_not = [models.HasIdCondition(has_id=sorted(keep))]
+        with self._classed(collection):
+            await self._client.delete(collection, models.FilterSelector(filter=wanted), wait=True)
+
+    async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
+        """The nearest of the tenant's points; approximate where the server has built an HNSW graph."""
+        dimensions = await self._find(collection)
+        if dimensions is None:
+            return ()
+        check_vector(collection, dimensions, vector)
+        with self._classed(collection):
+            found = await self._client.query_points(
+                collection,
+                query=to_floats(vector),
+                query_filter=_where(tenant=tenant),
+                limit=limit,
+                with_payload=True,
+            )
+        return tuple(to_hit(str(point.id), point.payload, point.score) for point in found.points)
+
+    async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
+        """All points of one document, by ordinal."""
+        if await self._find(collection) is None:
+            return ()
+        points: list[Point] = []
+        start: models.ExtendedPointId | None = None
+        while True:
+            with self._classed(collection):
+                records, start = await self._client.scroll(
+                    collection,
+                    scroll_filter=_of_document(tenant, document_id),
+                    offset=start,
+                    limit=_SCROLL_POINTS,
+                    with_payload=True,
+                    with_vectors=True,
+                )
+            points += [to_point(str(r.id), r.payload, cast("list[float]", r.vector)) for r in records]
+            if start is None:
+                return tuple(sorted(points, key=lambda point: point.ordinal))
+
+    async def count(self, collection: str) -> int:
+        """Points in the collection, exact."""
+        if await self._find(collection) is None:
+            return 0
+        with self._classed(collection):
+            return (await self._client.count(collection, exact=True)).count
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _find(self, collection: str) -> int | None:
+        """The collection's dimensions, asked for once; None if it does not exist."""
+        from qdrant_client import models
+
+        if collection in self._dimensions or not is_collection_name(collection):
+            return self._dimensions.get(collection)
+        with self._classed(collection):
+            if not await self._client.collection_exists(collection):
+                return None
+            vectors = (await self._client.get_collection(collection)).config.params.vectors
+        if not isinstance(vectors, models.VectorParams) or vectors.distance != models.Distance.COSINE:
+            raise Fatal(
+                f"collection {collection!r} of {self._server} was not made by Headrace (it needs one unnamed vector "
+                "and cosine distance): use another collection"
+            )
+        self._dimensions[collection] = vectors.size
+        return vectors.size
+
+    @contextmanager
+    def _classed(self, collection: str) -> Iterator[None]:
+        """Raise what qdrant-client raises as one of our classes. Its messages are left out: they may hold a text."""
+        try:
+            yield
+        except Exception as error:
+            classed = _classed(f"{self._server}, collection {collection!r}", error)
+            if classed is None:
+                raise
+            self._dimensions.pop(collection, None)  # it may be gone, or have been made anew
+            raise classed from error
+
+
+def _classed(place: str, error: Exception) -> HeadraceError | None:
+    """The class of a client's error; None if it is none."""
+    import httpx
+    from grpc.aio import AioRpcError  # type: ignore[import-untyped] # grpcio ships no types
+    from qdrant_client.common.client_exceptions import QdrantException
+    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+    match error:
+        case QdrantException():  # a 429; without the seconds where Retry-After was a date
+            return Retryable(f"{place}: too many requests", retry_after_s=getattr(error, "retry_after_s", None))
+        case UnexpectedResponse():
+            return _of_status(place, error.status_code or 0, error.headers.get("retry-after"))
+        case AioRpcError():
+            return _of_code(place, error.code().name)
+        case ResponseHandlingException() if isinstance(error.source, httpx.TransportError):
+            return Retryable(f"{place} is out of reach: {type(error.source).__name__} {error.source}")
+        case ResponseHandlingException() | AssertionError():  # the client asserts what an answer holds
+            return Fatal(f"{place} does not answer as Qdrant does: check the URL")
+    return None
+
+
+def _of_status(place: str, status: int, retry_after: str | None) -> HeadraceError:
+    message = f"{place} answered {status}"
+    match status:
+        case 401 | 403:
+            return Fatal(f"{message}: check HEADRACE_QDRANT_API_KEY")
+        case 400 | 413 | 422:
+            return Poison(f"{message}: it refuses this request; its log says why")
+        case 404 | 408 | 409 | 429:
+            pass
+        case _ if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return Fatal(f"{message}: check the URL")
+    return Retryable(message, retry_after_s=float(retry_after) if retry_after and retry_after.isdecimal() else None)
+
+
+def _of_code(place: str, code: str) -> HeadraceError:
+    message = f"{place} answered {code}"
+    match code:
+        case "UNAUTHENTICATED" | "PERMISSION_DENIED":
+            return Fatal(f"{message}: check HEADRACE_QDRANT_API_KEY")
+        case "INVALID_ARGUMENT" | "OUT_OF_RANGE":
+            return Poison(f"{message}: it refuses this request; its log says why")
+        case "UNIMPLEMENTED" | "FAILED_PRECONDITION":
+            return Fatal(f"{message}: check the URL and the server's version")
+    return Retryable(message)
+
+
+def _where(**equal: str) -> "models.Filter":
+    from qdrant_client import models
+
+    return models.Filter(
+        must=[models.FieldCondition(key=name, match=models.MatchValue(value=value)) for name, value in equal.items()]
+    )
+
+
+def _of_document(tenant: str, document_id: str) -> "models.Filter":
+    return _where(tenant=tenant, document_id=document_id)

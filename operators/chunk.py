@@ -1,0 +1,154 @@
+"""Texts to chunks that fit the embedding model.
+
+Guarantee: every token is in at least one chunk, no chunk has more than `size_tokens`, and the same text gives the same
+chunks. State: offload's pending documents. Dead letters: a text without any token.
+"""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream
+
+from connectors.embedder.port import Embedder
+from operators.envelope import Envelope
+from operators.offload import OffloadPolicy, offload
+from operators.outcome import Outcome
+from operators.runtime import Runtime
+from schemas.documents import DocumentExtracted, SectionMark
+from schemas.errors import Fatal, Poison
+
+CHUNK = OffloadPolicy(
+    capacity=4,  # tokenising is CPU work on threads: more at once only waits
+    backlog=12,  # each may hold a text of millions of characters
+    timeout_s=120.0,
+    keep_key_order=True,
+)
+
+
+@dataclass(frozen=True)
+class ChunkPolicy:
+    """How a text is cut."""
+
+    size_tokens: int = 200  # below MiniLM's 254, which leaves room for a word that is tokenised differently when cut
+    overlap_tokens: int = 30  # about a sentence, so that one that is cut in two is whole in one of the chunks
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a text: `text[start:end]`, without blanks at its ends."""
+
+    ordinal: int  # from 0
+    start: int  # in characters
+    end: int  # in characters, exclusive
+    label: str | None  # the section that it lies in, or the first and the last: "page 1 to page 2"
+    text: str
+
+
+@dataclass(frozen=True)
+class ChunkedDocument:
+    """A document, its text replaced by its chunks."""
+
+    document: DocumentExtracted
+    chunks: tuple[Chunk, ...]
+
+
+class _Boundary(IntEnum):
+    """How good a place to cut is: the best one in the second half of a chunk wins, the last among equals."""
+
+    NONE = 0  # inside a word
+    WORD = 1
+    SENTENCE = 2
+    PARAGRAPH = 3
+    SECTION = 4
+
+
+def cut(
+    text: str, sections: Sequence[SectionMark], offsets: Sequence[tuple[int, int]], policy: ChunkPolicy
+) -> tuple[Chunk, ...]:
+    """Cut a text at token boundaries, where possible at the end of a section, paragraph, sentence or word.
+
+    `offsets` are (start, end) in characters of each token, in order. Raises Poison if there are none.
+    """
+    if not offsets:
+        raise Poison("the text has no tokens: nothing in it can be searched for")
+    section_starts = [section.start for section in sections]
+
+    def boundary(token: int) -> _Boundary:
+        """What lies between the token before and this one."""
+        before, after = offsets[token - 1][1], offsets[token][0]
+        if bisect_right(section_starts, after) > bisect_right(section_starts, offsets[token - 1][0]):
+            return _Boundary.SECTION
+        gap = text[before:after]
+        if gap.count("\n") > 1:
+            return _Boundary.PARAGRAPH
+        if gap and text[before - 1] in ".!?…。！？":  # noqa: RUF001  # full-width marks end sentences too
+            return _Boundary.SENTENCE
+        return _Boundary.WORD if gap else _Boundary.NONE
+
+    chunks: list[Chunk] = []
+    first = 0
+    while True:
+        last = _last_token(first, len(offsets), policy, boundary)
+        start, end = offsets[first][0], offsets[last - 1][1]
+        inside = sections[max(bisect_right(section_starts, start) - 1, 0) : bisect_right(section_starts, end - 1)]
+        chunks.append(Chunk(len(chunks), start, end, _label(inside), text[start:end]))
+        if last == len(offsets):
+            return tuple(chunks)
+        first = _next_token(first, last, policy, boundary)
+
+
+def _label(sections: Sequence[SectionMark]) -> str | None:
+    if not sections:
+        return None
+    first, last = sections[0].label, sections[-1].label
+    return first if first == last else f"{first} to {last}"
+
+
+def _last_token(first: int, count: int, policy: ChunkPolicy, boundary: Callable[[int], _Boundary]) -> int:
+    """Where a chunk that begins at `first` ends, exclusive."""
+    limit = first + policy.size_tokens
+    if limit >= count:
+        return count
+    middle = first + max(policy.size_tokens // 2, 1)
+    return max(range(middle, limit + 1), key=lambda token: (boundary(token), token))
+
+
+def _next_token(first: int, last: int, policy: ChunkPolicy, boundary: Callable[[int], _Boundary]) -> int:
+    """Where the next chunk begins: some tokens back, at a good place; right at the end of a section."""
+    if boundary(last) is _Boundary.SECTION:
+        return last
+    earliest = max(last - policy.overlap_tokens, first + 1)
+    return max(range(earliest, last + 1), key=lambda token: (min(boundary(token), _Boundary.SENTENCE), -token))
+
+
+def chunk_document(document: DocumentExtracted, embedder: Embedder, policy: ChunkPolicy) -> ChunkedDocument:
+    """Tokenise and cut a document; a delete has no chunks. Raises Fatal if the policy does not fit the model."""
+    if policy.size_tokens > embedder.max_tokens:
+        raise Fatal(
+            f"HEADRACE_CHUNK_TOKENS={policy.size_tokens}: {embedder.model} reads at most {embedder.max_tokens} tokens"
+        )
+    if document.op == "delete" or document.text is None:
+        return ChunkedDocument(document, ())
+    offsets = embedder.tokenizer.offsets(document.text)
+    chunks = cut(document.text, document.sections, offsets, policy)
+    return ChunkedDocument(document.model_copy(update={"text": None, "sections": ()}), chunks)
+
+
+@operator
+def chunk(
+    step_id: str,
+    up: KeyedStream[Envelope[DocumentExtracted]],
+    embedder: Embedder,
+    policy: ChunkPolicy,
+    runtime: Runtime,
+) -> Outcome[ChunkedDocument]:
+    """Cut each document, in order per document."""
+
+    async def work(envelope: Envelope[DocumentExtracted]) -> ChunkedDocument:
+        return await asyncio.to_thread(chunk_document, envelope.body, embedder, policy)
+
+    return offload("work", up, work, body=DocumentExtracted, policy=CHUNK, runtime=runtime)

@@ -1,0 +1,79 @@
+"""Documents to text: reads what an upload refers to, and parses it in a process that may die.
+
+Guarantee: a hostile document costs one dead letter. State: offload's pending uploads (references and inline text).
+Dead letters: a missing, too large or changed file (`sha256`), one without text, one that its parser cannot read.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream
+
+from connectors.object_store import ObjectStore
+from connectors.parsers.port import Parser
+from operators.envelope import Envelope
+from operators.offload import OffloadPolicy, offload
+from operators.outcome import Outcome
+from operators.runtime import Runtime
+from schemas.documents import DocumentExtracted, DocumentUploaded, SectionMark
+from schemas.errors import Poison
+
+EXTRACT = OffloadPolicy(
+    capacity=4,  # two parser processes, and two documents that are being read meanwhile
+    backlog=12,
+    timeout_s=120.0,  # of reading and parsing, with the wait for a free parser
+    keep_key_order=True,
+)
+
+
+@dataclass(frozen=True)
+class ExtractPolicy:
+    """Limits of one document."""
+
+    max_document_bytes: int = 50_000_000  # of the file; what is larger belongs in parts
+
+
+def check_digest(data: bytes, upload: DocumentUploaded) -> None:
+    """Raises Poison if the bytes are not those that the producer announced."""
+    if upload.sha256 is None:
+        return
+    found = hashlib.sha256(data).hexdigest()
+    if found != upload.sha256:
+        raise Poison(f"{upload.uri} has sha256 {found}, the upload announced {upload.sha256}: upload it again")
+
+
+async def read_text(
+    upload: DocumentUploaded, store: ObjectStore, parser: Parser, policy: ExtractPolicy
+) -> DocumentExtracted:
+    """The text of an upload; a delete passes through without any."""
+    parts: dict[str, object] = {}
+    if upload.text is not None:
+        if not upload.text.strip():
+            raise Poison("the inline text is blank: there is nothing to index")
+        parts = {"text": upload.text, "media_type": "text/plain"}
+    elif upload.uri is not None and upload.op == "upsert":
+        data = await store.read(upload.uri, max_bytes=policy.max_document_bytes)
+        check_digest(data, upload)
+        parsed = await parser.parse(data, name=upload.uri)
+        sections = tuple(SectionMark(start=section.start, label=section.label) for section in parsed.sections)
+        parts = {"text": parsed.text, "media_type": parsed.media_type, "title": parsed.title, "sections": sections}
+    identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri"})
+    return DocumentExtracted.model_validate(identity | parts)
+
+
+@operator
+def extract(
+    step_id: str,
+    up: KeyedStream[Envelope[DocumentUploaded]],
+    store: ObjectStore,
+    parser: Parser,
+    policy: ExtractPolicy,
+    runtime: Runtime,
+) -> Outcome[DocumentExtracted]:
+    """Read and parse each upload, in order per document."""
+
+    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentExtracted:
+        return await read_text(envelope.body, store, parser, policy)
+
+    return offload("work", up, work, body=DocumentUploaded, policy=EXTRACT, runtime=runtime)

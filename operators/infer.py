@@ -1,0 +1,104 @@
+"""Prompts to answers.
+
+Guarantee: as offload's; a call in flight at a crash is made again. State: offload's pending requests with their
+passages. Dead letters: a prompt that the model refuses; a model that failed at every attempt; a passed deadline.
+"""
+
+from time import monotonic
+
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream
+
+from connectors.llm.port import LLM, Completion, Message, Passage, Prompt
+from connectors.vector_index.port import Hit
+from operators.envelope import Envelope
+from operators.offload import OffloadPolicy, offload
+from operators.outcome import Outcome
+from operators.retrieve import RetrievedRequest
+from operators.runtime import Runtime
+from schemas.errors import Retryable
+from schemas.event import utc_now
+from schemas.requests import RequestSubmitted
+from schemas.results import Citation, ResultCompleted, Timings, TokenCount
+
+INFER = OffloadPolicy(
+    capacity=256,  # calls are waits: what limits them is the endpoint
+    backlog=256,
+    timeout_s=120.0,  # twice the slowest call that the flow is meant for
+)
+
+
+def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...]) -> Prompt:
+    """What the model is asked."""
+    return Prompt(
+        job_id=request.job_id,
+        messages=tuple(Message(turn.role, turn.content) for turn in request.turns),
+        passages=tuple(Passage(hit.text, _place(hit)) for hit in hits),
+        max_tokens=request.max_tokens,
+    )
+
+
+def _place(hit: Hit) -> str:
+    name = (hit.uri or hit.document_id).rsplit("/", 1)[-1]
+    return f"{name}, {hit.label}" if hit.label else name
+
+
+def cite(hit: Hit, number: int) -> Citation:
+    """A hit as the answer's reader sees it."""
+    return Citation(
+        number=number,
+        document_id=hit.document_id,
+        chunk_id=hit.id,
+        uri=hit.uri,
+        label=hit.label,
+        text=hit.text,
+        score=hit.score,
+    )
+
+
+async def complete(llm: LLM, prompt: Prompt) -> Completion:
+    """The whole answer of one call."""
+    async for part in llm.stream(prompt):
+        if isinstance(part, Completion):
+            return part
+    raise Retryable("the model's stream ended without a completion")
+
+
+async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> ResultCompleted:
+    """One inference, and its account."""
+    retrieved = envelope.body
+    request = retrieved.request
+    began = monotonic()
+    completion = await complete(llm, prompt_of(request, retrieved.hits))
+    return ResultCompleted(
+        job_id=request.job_id,
+        tenant=request.tenant,
+        kind=request.kind,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        citations=tuple(cite(retrieved.hits[cited], cited + 1) for cited in completion.cited),
+        usage=TokenCount(
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+            estimated=completion.usage_estimated,
+        ),
+        model=completion.model,
+        timings=Timings(
+            queued_s=max((envelope.received_at - request.submitted_at).total_seconds(), 0.0),  # clocks differ
+            retrieve_s=retrieved.retrieve_s,
+            infer_s=monotonic() - began,
+        ),
+        completed_at=utc_now(),
+    )
+
+
+@operator
+def infer(
+    step_id: str, up: KeyedStream[Envelope[RetrievedRequest]], llm: LLM, policy: OffloadPolicy, runtime: Runtime
+) -> Outcome[ResultCompleted]:
+    """Answer each request."""
+
+    async def work(envelope: Envelope[RetrievedRequest]) -> ResultCompleted:
+        return await answer(envelope, llm)
+
+    return offload("work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime)

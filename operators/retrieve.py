@@ -1,0 +1,58 @@
+"""Questions to passages.
+
+Guarantee: a request sees passages of its own tenant only. State: offload's pending requests. Dead letters: a request
+whose deadline passed; an index that stayed out of reach.
+"""
+
+from dataclasses import dataclass
+from time import monotonic
+
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream
+
+from connectors.embedder.port import Embedder
+from connectors.vector_index.port import Hit, VectorIndex
+from operators.envelope import Envelope
+from operators.offload import OffloadPolicy, offload
+from operators.outcome import Outcome
+from operators.runtime import Runtime
+from schemas.requests import RequestSubmitted
+
+RETRIEVE = OffloadPolicy(capacity=64, backlog=64, timeout_s=30.0)
+
+
+@dataclass(frozen=True)
+class RetrievedRequest:
+    """A request with what was found for it; nothing is looked for if it only wants to generate."""
+
+    request: RequestSubmitted
+    hits: tuple[Hit, ...]  # best first
+    retrieve_s: float
+
+
+async def find_passages(request: RequestSubmitted, embedder: Embedder, vectors: VectorIndex) -> RetrievedRequest:
+    """Embed the last turn of the conversation and search the request's collection by it."""
+    if request.kind == "generate":
+        return RetrievedRequest(request, (), 0.0)
+    began = monotonic()
+    question = await embedder.embed([request.turns[-1].content])
+    hits = await vectors.search(
+        request.collection, question[0].astype("<f4").tobytes(), tenant=request.tenant, limit=request.passages
+    )
+    return RetrievedRequest(request, hits, monotonic() - began)
+
+
+@operator
+def retrieve(
+    step_id: str,
+    up: KeyedStream[Envelope[RequestSubmitted]],
+    embedder: Embedder,
+    vectors: VectorIndex,
+    runtime: Runtime,
+) -> Outcome[RetrievedRequest]:
+    """Find the passages for each request."""
+
+    async def work(envelope: Envelope[RequestSubmitted]) -> RetrievedRequest:
+        return await find_passages(envelope.body, embedder, vectors)
+
+    return offload("work", up, work, body=RequestSubmitted, policy=RETRIEVE, runtime=runtime)

@@ -1,0 +1,74 @@
+"""Chunks cover the text, fit the model and break where a reader would."""
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.chunk import ChunkPolicy, cut
+from schemas.documents import SectionMark
+from schemas.errors import Poison
+
+SMALL = ChunkPolicy(size_tokens=8, overlap_tokens=2)
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Offsets as a tokenizer gives them; long words are several tokens."""
+    return [match.span() for match in re.finditer(r"\w{1,4}|[^\w\s]", text)]
+
+
+texts = st.lists(
+    st.sampled_from(["mill", "wheel", "headrace", "a", ".", "!", "\n", "\n\n", " ", "ü", "字"]), max_size=200
+).map("".join)
+policies = st.integers(1, 40).flatmap(
+    lambda size: st.builds(ChunkPolicy, size_tokens=st.just(size), overlap_tokens=st.integers(0, size // 2))
+)
+
+
+@given(text=texts, policy=policies, marks=st.lists(st.integers(0, 300), max_size=5))
+def test_every_token_is_in_a_chunk_and_none_is_too_large(text: str, policy: ChunkPolicy, marks: list[int]) -> None:
+    offsets = words(text)
+    sections = [SectionMark(start=start, label=str(start)) for start in sorted(marks)]
+    if not offsets:
+        with pytest.raises(Poison, match="no tokens"):
+            cut(text, sections, offsets, policy)
+        return
+    chunks = cut(text, sections, offsets, policy)
+    inside = [[at for at in offsets if chunk.start <= at[0] and at[1] <= chunk.end] for chunk in chunks]
+    assert {at for tokens in inside for at in tokens} == set(offsets)
+    assert all(len(tokens) <= policy.size_tokens for tokens in inside)
+    assert all(chunk.text == text[chunk.start : chunk.end] == chunk.text.strip() for chunk in chunks)
+    assert [chunk.ordinal for chunk in chunks] == list(range(len(chunks)))
+    assert all(one.start < two.start and one.end < two.end for one, two in pairwise(chunks))
+
+
+def test_a_short_text_is_one_chunk() -> None:
+    (chunk,) = cut("  One line.\n", [], words("  One line.\n"), SMALL)
+    assert chunk.text == "One line."
+
+
+def test_a_chunk_ends_at_a_sentence_rather_than_inside_one() -> None:
+    text = "One two thr fou fiv. Six sev eig nin ten."
+    assert cut(text, [], words(text), SMALL)[0].text == "One two thr fou fiv."
+
+
+def test_a_new_section_begins_a_new_chunk_without_overlap() -> None:
+    text = "aa bb cc dd ee\nSec ff gg hh ii jj"
+    chunks = cut(text, [SectionMark(start=15, label="Sec")], words(text), SMALL)
+    assert [(chunk.text, chunk.label) for chunk in chunks] == [("aa bb cc dd ee", None), ("Sec ff gg hh ii jj", "Sec")]
+
+
+def test_neighbours_share_the_end_of_the_first_where_nothing_better_divides_them() -> None:
+    text = "aa bb cc dd ee ff gg hh ii jj"
+    first, second = cut(text, [], words(text), SMALL)
+    assert (first.text, second.text) == ("aa bb cc dd ee ff gg hh", "gg hh ii jj")
+
+
+@pytest.mark.parametrize(("size_tokens", "labels"), [(3, ["page 1", "page 2"]), (6, ["page 1 to page 2"])])
+def test_the_label_names_the_sections_that_the_chunk_lies_in(size_tokens: int, labels: list[str]) -> None:
+    text = "aa bb cc\n\ndd ee ff"
+    sections = [SectionMark(start=0, label="page 1"), SectionMark(start=10, label="page 2")]
+    policy = ChunkPolicy(size_tokens=size_tokens, overlap_tokens=0)
+    assert [chunk.label for chunk in cut(text, sections, words(text), policy)] == labels
