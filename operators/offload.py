@@ -217,7 +217,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             str, deque[_Pending[X]]
         ] = {}  # with keep_key_order: of each key, the first one is being worked on
         self._numbers = 0
-        self._poll_at: datetime | None = None
+        self._poll_at = datetime.now(UTC) + POLL  # at once after a restart: no new message need ever come to this lane
         for key, plain, failures, first_failed_at in self._restore(resume):
             self._take(key, plain, failures, first_failed_at, wait=False)
 

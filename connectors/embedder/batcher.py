@@ -19,7 +19,7 @@ from schemas.errors import Fatal, HeadraceError, Retryable
 
 Rows = npt.NDArray[np.float32]
 
-_WINDOW_TEXTS = 64  # to choose a batch from: enough to find equal lengths, few enough to wait for
+_WINDOW_PASSES = 2  # to choose a pass from: enough to find equal lengths, little enough for a question to wait for
 
 
 @dataclass(eq=False)
@@ -102,8 +102,7 @@ class Batcher:
                 self._wake.wait_for(lambda: window or self._calls or self._closed)  # noqa: B023 called before it changes
                 if self._closed:
                     break
-                taken = self._take(_WINDOW_TEXTS - len(window))
-            window += [text for call, index in taken if (text := self._measure(call, index))]
+            window += self._read(_WINDOW_PASSES * self._batch_tokens - sum(text.tokens for text in window))
             if window:
                 batch = self._choose(window)
                 window = [text for text in window if text not in batch]
@@ -111,18 +110,26 @@ class Batcher:
         for call in {text.call for text in window} | {call for call in self._calls if not call.done.done()}:
             call.fail(_closed())
 
-    def _take(self, limit: int) -> list[tuple[_Call, int]]:
-        """Up to `limit` texts, one of each call in turn."""
-        taken: list[tuple[_Call, int]] = []
-        while self._calls and len(taken) < limit:
-            call = self._calls.popleft()
-            if call.done.done():
-                continue
-            taken.append((call, call.taken))
-            call.taken += 1
-            if call.taken < len(call.texts):
-                self._calls.append(call)
-        return taken
+    def _read(self, tokens: int) -> list[_Text]:
+        """Texts of at least `tokens` tokens together, if there are that many, one of each call in turn."""
+        read: list[_Text] = []
+        while tokens > 0 and (taken := self._take()):
+            if text := self._measure(*taken):
+                tokens -= text.tokens
+                read.append(text)
+        return read
+
+    def _take(self) -> tuple[_Call, int] | None:
+        with self._wake:
+            while self._calls:
+                call = self._calls.popleft()
+                if call.done.done():
+                    continue
+                call.taken += 1
+                if call.taken < len(call.texts):
+                    self._calls.append(call)
+                return call, call.taken - 1
+        return None
 
     def _measure(self, call: _Call, index: int) -> _Text | None:
         try:

@@ -260,7 +260,7 @@ def _hold(directory: Path) -> FileLock:
     # The lock belongs to the index, not to the thread that made it: close() runs in another one.
     lock = FileLock(directory / ".lock", thread_local=False)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds the text of documents
         lock.acquire(timeout=0)
     except Timeout as error:
         raise Fatal(

@@ -36,7 +36,7 @@ class VectorIndex(Protocol):
     """Guarantee: when a write returns, it survives kill -9 of this process. Writes are idempotent.
 
     Every method raises Retryable when the index is out of reach, and Fatal when it refuses us (wrong key, another
-    vector size than the collection's).
+    vector size than the collection's). `open` raises Poison for a name that no collection can have.
     """
 
     async def open(self, collection: str, dimensions: int) -> None:

@@ -3,20 +3,23 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event as ThreadEvent
 from threading import Thread
+from time import monotonic
 
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
+from bytewax.inputs import FixedPartitionedSource, Source, StatefulSourcePartition
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import TestingSource, cluster_main, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.kafka.port import Topics
+from connectors.kafka.record import Record
 from operators.dead_letter import dead_letter
 from operators.decode import consume
 from operators.envelope import Envelope
@@ -25,7 +28,7 @@ from operators.produce import produce
 from operators.runtime import Runtime
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.errors import Fatal, Poison, Retryable
-from schemas.event import utc_now
+from schemas.event import Event, utc_now
 from schemas.jobs import JobState
 from schemas.requests import RequestSubmitted
 from tests.memory_topics import Entry, MemoryTopics, record
@@ -281,6 +284,71 @@ def test_what_was_in_flight_at_a_crash_is_done_after_the_restart(
     assert first == [f"j{n}" for n in range(5)]
     run_main(flow_of(runtime_on(topics), work), epoch_interval=timedelta(0), recovery_config=recovery)
     assert sorted(indexed(topics)) == [f"j{n}" for n in range(5)]
+
+
+class _Idle(StatefulSourcePartition[Record, int]):
+    """Emits nothing, until told that it may end; gives up after 20 s."""
+
+    def __init__(self, ended: Callable[[], bool]) -> None:
+        self._ended = ended
+        self._deadline = monotonic() + 20
+
+    def next_batch(self) -> list[Record]:
+        if self._ended() or monotonic() > self._deadline:
+            raise StopIteration
+        return []
+
+    def next_awake(self) -> datetime:
+        return datetime.now(UTC) + timedelta(milliseconds=5)
+
+    def snapshot(self) -> int:
+        return 0
+
+
+class IdleTopics(MemoryTopics):
+    """Nothing new comes; the input ends when `ended` says so."""
+
+    def __init__(self, ended: Callable[["IdleTopics"], bool]) -> None:
+        super().__init__([])
+        self._ended = ended
+        self.ended_in_time = False
+
+    def source(self, event: type[Event]) -> Source[Record]:
+        del event
+        topics = self
+
+        class IdleSource(FixedPartitionedSource[Record, int]):
+            def list_parts(self) -> list[str]:
+                return ["iterable"]
+
+            def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _Idle:
+                del step_id, for_part, resume_state
+                return _Idle(topics.look)
+
+        return IdleSource()
+
+    def look(self) -> bool:
+        self.ended_in_time = self._ended(self)
+        return self.ended_in_time
+
+
+def test_resumed_work_is_emitted_although_no_new_message_comes(
+    runtime_on: MakeRuntime, recovery: RecoveryConfig
+) -> None:
+    """Found by killing a real flow: the lane was not woken after a restart until a message or the end came."""
+
+    async def hang(envelope: Envelope[DocumentUploaded]) -> DocumentIndexed:
+        await asyncio.Event().wait()
+        return done(envelope)
+
+    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentIndexed:
+        return done(envelope)
+
+    before = MemoryTopics([*uploads(3), TestingSource.ABORT()])
+    run_main(flow_of(runtime_on(before), hang), epoch_interval=timedelta(0), recovery_config=recovery)
+    after = IdleTopics(lambda topics: len(indexed(topics)) == 3)
+    run_main(flow_of(runtime_on(after), work), epoch_interval=timedelta(0), recovery_config=recovery)
+    assert after.ended_in_time
 
 
 class AbortOnceSet:
