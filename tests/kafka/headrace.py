@@ -1,0 +1,124 @@
+"""Headrace as a team runs it: `headrace` commands as processes, plain Kafka clients around them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+START_S = 90.0
+END_S = 60.0
+ANSWER_S = 90.0
+
+Payload = dict[str, object]
+
+
+def headrace(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_S,
+        check=False,
+    )
+
+
+class RunningFlows:
+    """`headrace run FLOW...` while entered; started, it has loaded its models and runs."""
+
+    def __init__(self, *flows: str, log: Path, **variables: str) -> None:
+        self._command = [sys.executable, "-m", "cli.main", "run", *flows]
+        self._environment = os.environ | variables
+        self.log = log
+
+    def __enter__(self) -> Self:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("running:"), self.log.read_text()
+        return self
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(END_S)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(END_S)
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class PlainClient:
+    """A producer and consumer that know topics and JSON, and nothing of Headrace."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._producer = Producer({"bootstrap.servers": bootstrap})
+
+    def send(self, topic: str, payload: Payload | bytes, *, key: str | None = None) -> None:
+        """Produce one message and wait for its delivery."""
+        failures: list[str] = []
+        self._producer.produce(
+            topic,
+            payload if isinstance(payload, bytes) else json.dumps(payload).encode(),
+            key,
+            on_delivery=lambda error, _: failures.append(str(error)) if error is not None else None,
+        )
+        assert self._producer.flush(30) == 0
+        assert failures == []
+
+    def empty(self, topics: list[str]) -> None:
+        """Delete all records, so that the earliest one is the next."""
+        admin = AdminClient({"bootstrap.servers": self._bootstrap})
+        known = admin.list_topics(timeout=10).topics
+        ends = [
+            TopicPartition(topic, partition, OFFSET_END) for topic in topics for partition in known[topic].partitions
+        ]
+        for deleted in admin.delete_records(ends).values():
+            deleted.result(30)
+
+    def read_until(self, topic: str, enough: Callable[[list[Payload]], bool]) -> list[Payload]:
+        """Everything on a topic from its beginning, once `enough` says so; fails after a deadline."""
+        found: list[Payload] = []
+        deadline = time.monotonic() + ANSWER_S
+        for payload in self._read(topic, deadline):
+            found.append(payload)
+            if enough(found):
+                return found
+        raise AssertionError(f"{topic}: not enough in {ANSWER_S:.0f} s: {found}")
+
+    def _read(self, topic: str, deadline: float) -> Iterator[Payload]:
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "plain", "enable.auto.commit": False})
+        try:
+            partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+            while time.monotonic() < deadline:
+                message = consumer.poll(0.2)
+                if message is None:
+                    continue
+                error = message.error()
+                assert error is None, error
+                value = message.value()
+                assert value is not None
+                yield json.loads(value)
+        finally:
+            consumer.close()
