@@ -1,0 +1,175 @@
+"""The events are the contract: what is written can be read, and what is wrong is refused."""
+
+import json
+from datetime import UTC, datetime
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas.dead_letter import DeadLetter, Header
+from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded, EmbeddedChunk
+from schemas.event import Event, derive_id
+from schemas.export import events, json_schema
+from schemas.jobs import JobState, StatusChanged
+from schemas.requests import ChatMessage, RequestSubmitted
+from schemas.results import Citation, ResultCompleted, Timings, TokenCount
+from schemas.topics import CATALOGUE, dead_letter_topic, dead_letter_topics, topic_of
+
+EXAMPLES: list[Event] = [
+    DocumentUploaded(job_id="j", document_id="d", uri="s3://bucket/über.pdf", sha256="0" * 64),
+    DocumentUploaded(job_id="j", document_id="d", op="delete"),
+    DocumentExtracted(job_id="j", document_id="d", text="text", title="T"),
+    DocumentEmbedded(
+        job_id="j",
+        document_id="d",
+        model="m",
+        dimensions=2,
+        chunks=(EmbeddedChunk(chunk_id="c", ordinal=0, text="text", vector=b"\xfb\xff\x00\x01\x02\x03\x04\x05"),),
+    ),
+    DocumentIndexed(job_id="j", document_id="d", chunks=1, model="m"),
+    RequestSubmitted(job_id="j", messages=(ChatMessage(role="user", content="why?"),)),
+    ResultCompleted(
+        job_id="j",
+        kind="answer",
+        text="because [1]",
+        finish_reason="stop",
+        citations=(Citation(number=1, document_id="d", chunk_id="c", text="text", score=0.5),),
+        usage=TokenCount(prompt_tokens=1, completion_tokens=2),
+        model="m",
+        timings=Timings(queued_s=0, retrieve_s=0.1, infer_s=1),
+    ),
+    StatusChanged(job_id="j", state=JobState.RETRYING, step="answer.infer", attempt=2, detail="503"),
+    DeadLetter(
+        job_id="j",
+        topic="t",
+        partition=0,
+        offset=7,
+        message_key=b"\xff",
+        message_value=b"\x00{",
+        message_headers=(Header(name="h", value=b"\xfe"),),
+        step="ingest.extract",
+        error_class="poison",
+        error_type="Poison",
+        message="no",
+        attempts=1,
+        retryable=False,
+    ),
+]
+
+
+def test_the_examples_cover_the_catalogue() -> None:
+    assert {type(example) for example in EXAMPLES} == set(events().values())
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
+def test_what_is_written_reads_as_it_was(event: Event) -> None:
+    assert type(event).model_validate_json(event.encode()) == event
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
+def test_what_is_written_fits_the_published_schema(event: Event) -> None:
+    jsonschema.validate(json.loads(event.encode()), json_schema(type(event)))
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
+def test_a_field_that_a_reader_does_not_know_is_ignored(event: Event) -> None:
+    payload = json.loads(event.encode()) | {"added_later": {"x": 1}}
+    assert type(event).model_validate(payload) == event
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
+def test_headers_carry_the_required_cloudevents_attributes(event: Event) -> None:
+    headers = dict(
+        event.headers(source="headrace/test", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    )
+    assert headers["ce_specversion"] == b"1.0"
+    assert headers["ce_type"] == event.TYPE.encode()
+    assert {"ce_id", "ce_source", "ce_time", "ce_subject", "traceparent"} <= headers.keys()
+    assert headers["ce_id"] == dict(event.headers(source="another"))["ce_id"]
+
+
+@pytest.mark.parametrize(
+    ("event", "payload"),
+    [
+        (DocumentUploaded, {"uri": "file:///a.pdf"}),
+        (DocumentUploaded, {"text": "a note"}),
+        (DocumentUploaded, {"document_id": "d", "op": "delete"}),
+        (RequestSubmitted, {"prompt": "why?"}),
+        (RequestSubmitted, {"messages": [{"role": "user", "content": "why?"}]}),
+    ],
+)
+def test_the_least_that_the_schema_asks_for_is_accepted(event: type[Event], payload: dict[str, object]) -> None:
+    jsonschema.validate(payload, json_schema(event))
+    accepted = event.model_validate(payload)
+    assert accepted.job_id == event.model_validate(dict(payload)).job_id or payload.get("op") == "delete"
+
+
+@pytest.mark.parametrize(
+    ("event", "payload"),
+    [
+        (DocumentUploaded, {}),
+        (DocumentUploaded, {"uri": "file:///a", "text": "b"}),
+        (DocumentUploaded, {"op": "delete"}),
+        (RequestSubmitted, {}),
+        (RequestSubmitted, {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}),
+        (RequestSubmitted, {"prompt": "a", "kind": "poem"}),
+    ],
+)
+def test_schema_and_model_refuse_the_same(event: type[Event], payload: dict[str, object]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(payload, json_schema(event))
+    with pytest.raises(ValidationError):
+        event.model_validate(payload)
+
+
+def test_a_time_without_an_offset_is_refused() -> None:
+    with pytest.raises(ValidationError, match="timezone"):
+        StatusChanged(job_id="j", state=JobState.RUNNING, step="s", occurred_at=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_base64_is_the_standard_alphabet() -> None:
+    letter = next(event for event in EXAMPLES if isinstance(event, DocumentEmbedded))
+    assert json.loads(letter.encode())["chunks"][0]["vector"] == "+/8AAQIDBAU="
+
+
+@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
+def test_derived_ids_are_equal_only_for_equal_parts(one: list[str], two: list[str]) -> None:
+    assert (derive_id(*one) == derive_id(*two)) == (one == two)
+
+
+def test_the_same_upload_is_the_same_job_and_new_content_is_another() -> None:
+    first = DocumentUploaded.model_validate({"uri": "file:///a", "sha256": "0" * 64})
+    again = DocumentUploaded.model_validate({"uri": "file:///a", "sha256": "0" * 64})
+    changed = DocumentUploaded.model_validate({"uri": "file:///a", "sha256": "1" * 64})
+    assert first.job_id == again.job_id
+    assert first.document_id == changed.document_id
+    assert first.job_id != changed.job_id
+
+
+def test_a_document_of_one_tenant_is_not_that_of_another() -> None:
+    ids = {DocumentUploaded.model_validate({"uri": "file:///a", "tenant": tenant}).document_id for tenant in ("a", "b")}
+    assert len(ids) == 2
+
+
+def test_the_catalogue_names_each_topic_once_and_keys_it_by_a_field() -> None:
+    names = [topic.name for topic in (*CATALOGUE, *dead_letter_topics())]
+    assert len(names) == len(set(names))
+    assert all(topic.key in topic.event.model_fields for topic in CATALOGUE)
+
+
+def test_every_topic_that_flows_read_has_a_dead_letter_topic() -> None:
+    consumed = {topic.name for topic in CATALOGUE if topic.consumed}
+    assert {topic.name for topic in dead_letter_topics()} == {dead_letter_topic(name) for name in consumed}
+
+
+def test_an_event_without_a_topic_is_named() -> None:
+    with pytest.raises(LookupError, match="DeadLetter"):
+        topic_of(DeadLetter)
+
+
+def test_a_request_in_the_past_is_still_an_event() -> None:
+    asked = RequestSubmitted(job_id="j", prompt="x", deadline_at=datetime(2020, 1, 1, tzinfo=UTC))
+    assert asked.deadline == datetime(2020, 1, 1, tzinfo=UTC)
