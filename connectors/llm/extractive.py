@@ -37,7 +37,7 @@ def sentences(text: str) -> list[str]:
     found: list[str] = []
     for block in _BLOCK.split(text):
         line = " ".join(_MARK.sub("", block).split())
-        if block.lstrip().startswith("#") or _is_heading(line):
+        if _is_heading(block):
             continue
         begin = 0
         for at in _BREAK.finditer(line):
@@ -49,8 +49,13 @@ def sentences(text: str) -> list[str]:
     return [each for each in found if len(_WORD.findall(each)) >= MIN_WORDS and not each.endswith("?")]
 
 
-def _is_heading(line: str) -> bool:
-    return line[-1:] not in {".", "!", "?", ":", ";", ")"} and "|" not in line and len(line.split()) < HEADING_WORDS
+def _is_heading(block: str) -> bool:
+    """Marked as one, or a short block that is neither a list item nor a table row and ends without a mark."""
+    line = block.strip()
+    if line.startswith("#"):
+        return True
+    short = len(line.split()) < HEADING_WORDS and line[-1:] not in {".", "!", "?", ":", ";", ")"}
+    return short and "|" not in line and _MARK.match(line) is None
 
 
 def _stems(text: str) -> set[str]:

@@ -1,0 +1,267 @@
+"""Any OpenAI-compatible endpoint (vLLM, Ollama, hosted): one streamed chat completion per call.
+
+Guarantee: a stream that was cut, malformed or without an end never counts as an answer. Cancelling the call closes the
+connection at once, which is how these servers learn to stop generating.
+"""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from connectors.llm.port import LLM, Completion, Delta, Passage, Prompt
+from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+
+CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
+IDLE_TIMEOUT_S = 60.0  # between two bytes: the first token of a long prompt on a busy server takes tens of seconds
+MAX_LINE_BYTES = 1 << 20  # of one server-sent event; deltas are a few hundred bytes
+CHARS_PER_TOKEN = 4  # rule of thumb for English; only where the endpoint reports no usage
+
+_CITED = re.compile(r"\[(\d+)\]")
+_INSTRUCTION = (
+    "Answer from the numbered passages below, and cite each one that you use as [n]. "
+    "If they do not hold the answer, say so.\n\n"
+)
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Message(_Wire):
+    content: str | None = None
+
+
+class _Choice(_Wire):
+    delta: _Message | None = None  # of a chunk
+    message: _Message | None = None  # of a whole completion
+    finish_reason: str | None = None
+
+
+class _Usage(_Wire):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Reply(_Wire):
+    """A chunk of a stream, or a whole completion: https://platform.openai.com/docs/api-reference/chat."""
+
+    model: str | None = None
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: dict[str, object] | None = None
+
+
+class ServerSentEvents:
+    """Incremental parser of an event stream's `data` (WHATWG HTML, section 9.2.6), however its bytes are cut."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._data: list[str] = []
+
+    def feed(self, piece: bytes) -> list[str]:
+        """The data of the events that `piece` completes. Raises Retryable if it is no UTF-8, or a line has no end."""
+        lines = (self._buffer + piece).split(b"\n")
+        self._buffer = lines.pop()
+        if len(self._buffer) > MAX_LINE_BYTES:
+            raise Retryable(f"the model's stream has a line of more than {MAX_LINE_BYTES} bytes")
+        found: list[str] = []
+        for line in lines:
+            text = _text(line.removesuffix(b"\r"))
+            if text == "":
+                if self._data:
+                    found.append("\n".join(self._data))
+                self._data = []
+            elif text.startswith("data:"):
+                self._data.append(text.removeprefix("data:").removeprefix(" "))
+        return found
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise Retryable("the model's stream is not UTF-8") from error
+
+
+class OpenAICompatibleLLM(LLM):
+    """One endpoint and model. Use it from one event loop.
+
+    base_url: up to `/v1`. `connections`: calls at once; the flow's capacity is the bound that matters.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        connections: int = 10_000,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+    ) -> None:
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._model = model
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._connections = connections
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
+        """Call the endpoint; see the port for what is raised."""
+        answer = _Answer(prompt, self._model)
+        headers = self._headers | {"Idempotency-Key": prompt.job_id}
+        try:
+            async with self._open().post(self._url, json=self._body(prompt), headers=headers) as response:
+                if response.status != 200:  # noqa: PLR2004  # OK
+                    raise _refusal(response.status, response.headers, await response.content.read(4096))
+                if response.content_type == "application/json":  # a server that does not stream
+                    whole = answer.take(_text(await response.read()))
+                    if whole:
+                        yield Delta(whole)
+                else:
+                    events = ServerSentEvents()
+                    async for piece in response.content.iter_any():
+                        for data in events.feed(piece):
+                            if data.strip() == "[DONE]":
+                                answer.ended = True
+                            elif text := answer.take(data):
+                                yield Delta(text)
+        except TimeoutError as error:
+            raise Retryable(f"the model at {self._url} fell silent") from error
+        except aiohttp.ClientError as error:
+            raise Retryable(
+                f"the model at {self._url} cannot be reached or cut the call: {type(error).__name__}"
+            ) from error
+        yield answer.completion()
+
+    def _body(self, prompt: Prompt) -> dict[str, object]:
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        if prompt.passages:
+            messages.insert(0, {"role": "system", "content": _INSTRUCTION + _numbered(prompt.passages)})
+        return {
+            "model": self._model,
+            "messages": messages,
+            "max_tokens": prompt.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=self._connections)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        return self._session
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class _Answer:
+    """What has been read of one answer."""
+
+    def __init__(self, prompt: Prompt, model: str) -> None:
+        self._prompt = prompt
+        self._model = model
+        self._parts: list[str] = []
+        self._finish_reason: str | None = None
+        self._usage: _Usage | None = None
+        self.ended = False
+
+    def take(self, data: str) -> str:
+        """Read one reply; the text that it adds."""
+        try:
+            reply = _Reply.model_validate_json(data)
+        except ValidationError as error:
+            raise Retryable(f"the model's reply is malformed: {error.error_count()} faults") from error
+        if reply.error is not None:
+            raise Retryable(f"the model gave up in the middle: {_named(reply.error)}")
+        self._model = reply.model or self._model
+        self._usage = reply.usage or self._usage
+        added = ""
+        for choice in reply.choices[:1]:
+            part = choice.delta or choice.message
+            added += (part.content or "") if part is not None else ""
+            self._finish_reason = choice.finish_reason or self._finish_reason
+        if added:
+            self._parts.append(added)
+        return added
+
+    def completion(self) -> Completion:
+        """The whole answer. Raises Retryable if the stream ended before it did."""
+        if self._finish_reason is None:
+            raise Retryable("the model's stream was cut before its end")
+        text = "".join(self._parts)
+        passages = len(self._prompt.passages)
+        cited = (int(mark) - 1 for mark in _CITED.findall(text))
+        read = sum(
+            len(part)
+            for part in (*(m.content for m in self._prompt.messages), *(p.text for p in self._prompt.passages))
+        )
+        usage = self._usage or _Usage(
+            prompt_tokens=-(-read // CHARS_PER_TOKEN), completion_tokens=-(-len(text) // CHARS_PER_TOKEN)
+        )
+        finish_reason: Literal["stop", "length"] = "length" if self._finish_reason == "length" else "stop"
+        return Completion(
+            text=text,
+            model=self._model,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cited=tuple(dict.fromkeys(index for index in cited if 0 <= index < passages)),
+            finish_reason=finish_reason,
+            usage_estimated=self._usage is None,
+        )
+
+
+def _numbered(passages: tuple[Passage, ...]) -> str:
+    return "\n\n".join(
+        f"[{number}] {passage.label or ''}\n{passage.text}" for number, passage in enumerate(passages, start=1)
+    )
+
+
+def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> HeadraceError:
+    """The classed error of a reply other than 200. Of its body only `type` and `code` are shown: it may quote us."""
+    try:
+        error = _Reply.model_validate_json(body).error
+    except ValidationError:
+        error = None
+    shown = f"the model answered {status}" + (f" ({_named(error)})" if error is not None else "")
+    match status:
+        case 401 | 403:
+            return Fatal(f"{shown}: check HEADRACE_LLM_API_KEY")
+        case 404:
+            return Fatal(f"{shown}: check HEADRACE_LLM_URL and HEADRACE_LLM_MODEL")
+        case 408 | 409 | 425 | 429:
+            return Retryable(shown, retry_after_s=retry_after_s(headers.get("Retry-After")))
+        case _ if status >= 500:  # noqa: PLR2004  # server errors
+            return Retryable(shown, retry_after_s=retry_after_s(headers.get("Retry-After")))
+        case _:
+            return Poison(shown)
+
+
+def _named(error: dict[str, object]) -> str:
+    return (
+        " ".join(str(error[name])[:100] for name in ("type", "code") if error.get(name) is not None)
+        or "no reason given"
+    )
+
+
+def retry_after_s(value: str | None, *, now: datetime | None = None) -> float | None:
+    """Seconds to wait by a `Retry-After` header: a number or an HTTP date (RFC 9110, 10.2.3); None if neither."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max((at - (now or datetime.now(UTC))).total_seconds(), 0.0)

@@ -1,0 +1,224 @@
+"""The OpenAI-compatible connector against a server that fails as real ones do."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.llm.openai import OpenAICompatibleLLM, ServerSentEvents, retry_after_s
+from connectors.llm.port import Completion, Message, Passage, Prompt
+from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+from tests.llm_server import LLMServer, Plan, serve
+
+R = TypeVar("R")
+
+PROMPT = Prompt(
+    job_id="job-1",
+    messages=(Message("user", "How long is the race?"),),
+    passages=(Passage("It is 310 metres long.", "race.md"), Passage("Two metres deep.", None)),
+    max_tokens=50,
+)
+
+
+def asking(fault: str) -> Prompt:
+    return replace(PROMPT, messages=(Message("user", f"a secret question FAULT:{fault}"),))
+
+
+def with_server(use: Callable[[OpenAICompatibleLLM, LLMServer], Awaitable[R]], plan: Plan | None = None) -> R:
+    async def run() -> R:
+        server = LLMServer(plan or Plan())
+        runner, url = await serve(server)
+        llm = OpenAICompatibleLLM(url, "test", api_key="key", idle_timeout_s=5.0)
+        try:
+            return await use(llm, server)
+        finally:
+            await llm.close()
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+async def collect(llm: OpenAICompatibleLLM, prompt: Prompt) -> tuple[list[str], Completion]:
+    deltas: list[str] = []
+    async for part in llm.stream(prompt):
+        if isinstance(part, Completion):
+            return deltas, part
+        deltas.append(part.text)
+    raise AssertionError("no completion")
+
+
+def failure_of(fault: str, plan: Plan | None = None) -> HeadraceError:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> HeadraceError:
+        del server
+        with pytest.raises(HeadraceError) as failed:
+            await collect(llm, asking(fault))
+        return failed.value
+
+    return with_server(use, plan)
+
+
+def test_deltas_add_up_to_the_completion_with_usage_and_citations() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        deltas, completion = await collect(llm, PROMPT)
+        assert len(deltas) > 5
+        assert "".join(deltas) == completion.text == server.plan.answer
+        assert completion.cited == (0, 1)
+        assert (completion.prompt_tokens, completion.completion_tokens, completion.usage_estimated) == (11, 7, False)
+        assert (completion.model, completion.finish_reason) == ("test-1", "stop")
+
+    with_server(use)
+
+
+def test_the_endpoint_gets_passages_limit_key_and_idempotency_key() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        await collect(llm, PROMPT)
+        (call,) = server.calls
+        assert call.job_id == "job-1"
+        messages = call.body["messages"]
+        assert isinstance(messages, list)
+        assert "[1] race.md\nIt is 310 metres long." in messages[0]["content"]
+        assert messages[-1] == {"role": "user", "content": "How long is the race?"}
+        assert call.body["max_tokens"] == 50
+
+    with_server(use)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("400", Poison),
+        ("422", Poison),
+        ("413", Poison),
+        ("401", Fatal),
+        ("403", Fatal),
+        ("404", Fatal),
+        ("408", Retryable),
+        ("429", Retryable),
+        ("500", Retryable),
+        ("503", Retryable),
+        ("cut", Retryable),
+        ("malformed", Retryable),
+        ("not-utf8", Retryable),
+        ("error", Retryable),
+    ],
+)
+def test_every_failure_has_its_class_and_shows_nothing_of_the_prompt(fault: str, kind: type[HeadraceError]) -> None:
+    error = failure_of(fault)
+    assert type(error) is kind
+    assert "secret" not in str(error)
+    if fault.isdecimal():
+        assert fault in str(error)
+        assert f"fault_{fault}" in str(error)
+
+
+def test_retry_after_is_handed_on() -> None:
+    error = failure_of("429", Plan(retry_after="17"))
+    assert isinstance(error, Retryable)
+    assert error.retry_after_s == 17.0
+
+
+def test_a_server_that_does_not_stream_is_understood() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        deltas, completion = await collect(llm, asking("whole"))
+        assert "".join(deltas) == completion.text == server.plan.answer
+
+    with_server(use)
+
+
+def test_tokens_are_estimated_and_marked_so_where_none_are_reported() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        _, completion = await collect(llm, asking("no-usage"))
+        assert completion.usage_estimated
+        assert completion.completion_tokens == pytest.approx(len(server.plan.answer) / 4, abs=1)
+
+    with_server(use)
+
+
+def test_cancelling_the_call_closes_the_connection() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        call = asyncio.create_task(collect(llm, asking("hang")))
+        await asyncio.wait_for(server.called.wait(), 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.wait_for(server.closed_early.wait(), 10)
+
+    with_server(use)
+
+
+def test_a_silent_server_is_retryable() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        del llm
+        runner, url = await serve(server)
+        quick = OpenAICompatibleLLM(url, "test", idle_timeout_s=0.2)
+        with pytest.raises(Retryable, match="fell silent"):
+            await collect(quick, asking("hang"))
+        await quick.close()
+        await runner.cleanup()
+
+    with_server(use)
+
+
+def test_a_refused_connection_is_retryable_and_names_the_endpoint() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def use() -> None:
+        llm = OpenAICompatibleLLM(f"http://127.0.0.1:{port}/v1", "test")
+        with pytest.raises(Retryable, match=str(port)):
+            await collect(llm, PROMPT)
+        await llm.close()
+
+    asyncio.run(use())
+
+
+def test_a_hundred_calls_run_at_once() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        prompts = [replace(PROMPT, job_id=f"job-{n}") for n in range(100)]
+        await asyncio.gather(*(collect(llm, prompt) for prompt in prompts))
+        began = sorted(call.began_at for call in server.calls)
+        ended = sorted(call.ended_at or 0.0 for call in server.calls)
+        assert began[-1] < ended[0]
+
+    with_server(use, Plan(latency_s=(1.0, 1.0)))
+
+
+STREAM = 'data: {"a": "é"}\r\n\r\n: comment\n\nevent: x\ndata:first\ndata: second\n\ndata: [DONE]\n\n'.encode()
+
+
+@given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=10))
+def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
+    parser = ServerSentEvents()
+    pieces = [STREAM[begin:end] for begin, end in pairwise([0, *sorted(cuts), len(STREAM)])]
+    assert [data for piece in pieces for data in parser.feed(piece)] == ['{"a": "é"}', "first\nsecond", "[DONE]"]
+
+
+def test_a_line_without_end_is_refused_before_memory_is() -> None:
+    parser = ServerSentEvents()
+    for _ in range(10):
+        parser.feed(b"x" * 100_000)
+    with pytest.raises(Retryable, match="line of more than"):
+        parser.feed(b"x" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("12", 12.0),
+        ("Fri, 20 Nov 2026 12:00:30 GMT", 30.0),
+        ("Fri, 20 Nov 2026 11:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_date(value: str | None, seconds: float | None) -> None:
+    assert retry_after_s(value, now=datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)) == seconds

@@ -1,0 +1,187 @@
+"""An OpenAI-compatible server that fails as real ones do, and keeps a record of every call.
+
+As a process: `python tests/llm_server.py --record FILE` prints {"url": "http://127.0.0.1:PORT/v1"}. What goes wrong is
+told by the server's plan, or by the last user message: `FAULT:429`, `FAULT:cut` and so on.
+
+The record is append-only and survives kill -9: it is the oracle of who was called how often.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+FAULTS = (
+    "400",
+    "401",
+    "404",
+    "429",
+    "500",
+    "503",
+    "hang",
+    "cut",
+    "malformed",
+    "no-usage",
+    "not-utf8",
+    "whole",
+    "error",
+)
+_MARK = re.compile(r"FAULT:([a-z0-9-]+)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the server behaves; the same seed draws the same faults."""
+
+    latency_s: tuple[float, float] = (0.0, 0.0)  # drawn uniformly
+    fault_share: float = 0.0  # of calls that get a fault drawn from `faults`
+    faults: Sequence[str] = ("429", "503", "cut")
+    failures_before_success: int = 0  # calls of each job that get 503 first
+    retry_after: str = "0"
+    answer: str = "The race is 310 metres long [1]. It is two metres deep [2]."
+    seed: int = 0
+
+
+@dataclass
+class Call:
+    """One call, as the server saw it."""
+
+    job_id: str
+    number: int  # of this job, from 1
+    outcome: str = "in flight"
+    began_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
+    body: dict[str, object] = field(default_factory=dict, repr=False)
+
+
+class LLMServer:
+    """The server's state; `application()` serves it."""
+
+    def __init__(self, plan: Plan, record: Path | None = None) -> None:
+        self.plan = plan
+        self.calls: list[Call] = []
+        self.called = asyncio.Event()
+        self.closed_early = asyncio.Event()
+        self._record = None if record is None else record.open("a", buffering=1)
+        self._random = random.Random(plan.seed)  # noqa: S311  # faults, not secrets
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/calls", self._list)
+        return app
+
+    async def _health(self, request: web.Request) -> web.Response:
+        del request
+        return web.json_response({"status": "ok"})
+
+    async def _list(self, request: web.Request) -> web.Response:
+        del request
+        return web.json_response([asdict(call) for call in self.calls])
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        job_id = request.headers.get("Idempotency-Key", "")
+        call = Call(job_id, 1 + sum(call.job_id == job_id for call in self.calls), body=body)
+        self.calls.append(call)
+        self.called.set()
+        self._write(call)
+        try:
+            return await self._answer(request, call)
+        except (asyncio.CancelledError, ConnectionError):
+            call.outcome = "closed by the client"
+            self.closed_early.set()
+            raise
+        finally:
+            call.ended_at = time.time()
+            self._write(call)
+
+    def _write(self, call: Call) -> None:
+        if self._record is not None:
+            line = {name: value for name, value in asdict(call).items() if name != "body"}
+            self._record.write(json.dumps(line) + "\n")
+            os.fsync(self._record.fileno())
+
+    def _fault(self, call: Call) -> str | None:
+        messages = call.body["messages"]
+        assert isinstance(messages, list)
+        marked = _MARK.search(messages[-1]["content"])
+        if marked is not None:
+            return marked[1]
+        if call.number <= self.plan.failures_before_success:
+            return "503"
+        return self._random.choice(self.plan.faults) if self._random.random() < self.plan.fault_share else None
+
+    async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
+        await asyncio.sleep(self._random.uniform(*self.plan.latency_s))
+        fault = self._fault(call)
+        call.outcome = fault or "answered"
+        if fault is not None and fault.isdecimal():
+            error = {"type": "test_fault", "code": f"fault_{fault}", "message": json.dumps(call.body)}
+            headers = {"Retry-After": self.plan.retry_after} if fault in {"429", "503"} else {}
+            return web.json_response({"error": error}, status=int(fault), headers=headers)
+        usage = {"prompt_tokens": 11, "completion_tokens": 7}
+        if fault == "whole":
+            choice = {"message": {"content": self.plan.answer}, "finish_reason": "stop"}
+            return web.json_response({"model": "whole-1", "choices": [choice], "usage": usage})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        if fault == "hang":
+            await response.write(b": waiting\n\n")
+            await asyncio.Event().wait()
+        for word in re.findall(r"\S+\s*", self.plan.answer):
+            await _event(response, {"model": "test-1", "choices": [{"delta": {"content": word}}]})
+            if fault == "cut":
+                assert request.transport is not None
+                request.transport.abort()
+                raise ConnectionResetError
+            if fault in {"malformed", "not-utf8", "error"}:
+                bad = {"malformed": b'data: {"choices": [\n\n', "not-utf8": b"data: \xff\n\n"}
+                await response.write(bad.get(fault, b'data: {"error": {"type": "engine_dead"}}\n\n'))
+                return response
+        await _event(response, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        if fault != "no-usage":
+            await _event(response, {"choices": [], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def _event(response: web.StreamResponse, payload: dict[str, object]) -> None:
+    await response.write(b"data: " + json.dumps(payload).encode() + b"\n\n")
+
+
+async def serve(server: LLMServer, port: int = 0) -> tuple[web.AppRunner, str]:
+    """Start serving on loopback; the runner to clean up, and the base URL."""
+    runner = web.AppRunner(server.application(), handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    host, bound = runner.addresses[0][:2]
+    return runner, f"http://{host}:{bound}/v1"
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--latency-s", type=float, nargs=2, default=(0.0, 0.0), metavar=("LEAST", "MOST"))
+    parser.add_argument("--fault-share", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    plan = Plan(latency_s=tuple(options.latency_s), fault_share=options.fault_share, seed=options.seed)
+    _, url = await serve(LLMServer(plan, options.record), options.port)
+    print(json.dumps({"url": url}), flush=True)  # noqa: T201  # the line that a parent waits for
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
