@@ -1,6 +1,6 @@
 """The flow files as diagrams: nothing that a step emits is forgotten, and step ids, which name state, stay put."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from bytewax.dataflow import Dataflow
@@ -23,7 +23,7 @@ def flow(request: pytest.FixtureRequest) -> Dataflow:
     return sketch(str(request.param))
 
 
-def steps_of(steps: list[RenderedOperator]) -> Iterator[RenderedOperator]:
+def steps_of(steps: Sequence[RenderedOperator]) -> Iterator[RenderedOperator]:
     for each in steps:
         yield each
         yield from steps_of(each.substeps)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,8 +12,8 @@ import pytest
 
 from connectors.vector_index.edge import EdgeIndex
 from connectors.vector_index.port import Point
+from tests.headrace_process import Payload, PlainClient, RunningFlows, headrace
 from tests.kafka.apache_kafka import ApacheKafka
-from tests.kafka.headrace import PlainClient, RunningFlows, headrace
 
 pytestmark = pytest.mark.kafka
 
@@ -39,15 +39,43 @@ def variables(kafka: ApacheKafka, tmp_path: Path) -> dict[str, str]:
     }
 
 
-def document(tmp_path: Path, name: str, content: bytes) -> dict[str, object]:
+def document(tmp_path: Path, name: str, content: bytes) -> Payload:
     """Write a file and describe it as an upstream system would."""
     path = tmp_path / "files" / name
     path.write_bytes(content)
     return {"document_id": f"{tmp_path.name}/{name}", "job_id": uuid4().hex, "uri": path.as_uri()}
 
 
-def jobs(payloads: list[dict[str, object]]) -> Counter[str]:
+def jobs(payloads: Sequence[Payload]) -> Counter[str]:
     return Counter(str(payload["job_id"]) for payload in payloads)
+
+
+def ended(*uploads: Payload, times: int = 1, at_least: int | None = None) -> Callable[[list[Payload]], bool]:
+    """Tells whether all of these jobs, or at least some, are among what was read, so many times."""
+    wanted = [str(payload["job_id"]) for payload in uploads]
+    needed = len(wanted) if at_least is None else at_least
+
+    def enough(found: list[Payload]) -> bool:
+        counted = jobs(found)
+        return sum(counted[job] >= times for job in wanted) >= needed
+
+    return enough
+
+
+def states(statuses: Sequence[Payload], job: Payload) -> list[object]:
+    return [status["state"] for status in statuses if status["job_id"] == job["job_id"]]
+
+
+def in_state(state: str, *uploads: Payload) -> Callable[[list[Payload]], bool]:
+    return lambda found: all(states(found, upload)[-1:] == [state] for upload in uploads)
+
+
+def with_reason(letters: Sequence[Payload], reason: str) -> list[Payload]:
+    return [letter for letter in letters if reason in str(letter["message"])]
+
+
+def reasons_given(*reasons: str) -> Callable[[list[Payload]], bool]:
+    return lambda found: all(with_reason(found, reason) for reason in reasons)
 
 
 def test_creating_the_topics_again_changes_nothing(client: PlainClient, kafka: ApacheKafka) -> None:
@@ -67,10 +95,10 @@ def test_a_plain_producer_gets_its_answer_and_a_restart_resumes(
     second = document(tmp_path, "race.txt", b"The headrace is 310 metres long and two metres deep.\n")
     with RunningFlows("ingest", "answer", log=tmp_path / "log", **variables) as flows:
         client.send("documents.uploaded", first)
-        client.read_until("documents.indexed", lambda found: first["job_id"] in jobs(found))
-        question = {"job_id": uuid4().hex, "prompt": "How many buckets has the old wheel?"}
+        client.read_until("documents.indexed", ended(first))
+        question: Payload = {"job_id": uuid4().hex, "prompt": "How many buckets has the old wheel?"}
         client.send("requests.submitted", question)
-        results = client.read_until("results.completed", lambda found: question["job_id"] in jobs(found))
+        results = client.read_until("results.completed", ended(question))
         assert flows.terminate() == 0, flows.log.read_text()
     (result,) = (payload for payload in results if payload["job_id"] == question["job_id"])
     assert "forty oak buckets" in str(result["text"])
@@ -79,17 +107,11 @@ def test_a_plain_producer_gets_its_answer_and_a_restart_resumes(
     assert citations[0]["document_id"] == first["document_id"]
     client.send("documents.uploaded", second)
     with RunningFlows("ingest", "answer", log=tmp_path / "log", **variables) as flows:
-        indexed = client.read_until("documents.indexed", lambda found: second["job_id"] in jobs(found))
+        indexed = client.read_until("documents.indexed", ended(second))
         assert flows.terminate() == 0
     assert jobs(indexed)[str(first["job_id"])] == 1
-    states = client.read_until(
-        "jobs.status", lambda found: all(_states(found, upload)[-1:] == ["completed"] for upload in (first, second))
-    )
-    assert _states(states, first) == ["running"] * 4 + ["completed"]
-
-
-def _states(statuses: list[dict[str, object]], upload: dict[str, object]) -> list[object]:
-    return [status["state"] for status in statuses if status["job_id"] == upload["job_id"]]
+    statuses = client.read_until("jobs.status", in_state("completed", first, second))
+    assert states(statuses, first) == ["running"] * 4 + ["completed"]
 
 
 def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
@@ -101,7 +123,7 @@ def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
     good = document(tmp_path, "good.txt", b"A good document after all the bad ones.")
     changed = document(tmp_path, "changed.txt", b"This is not what was announced.")
     changed["sha256"] = hashlib.sha256(b"What was announced.").hexdigest()
-    uploads: dict[str, tuple[dict[str, object] | bytes, str]] = {
+    uploads: dict[str, tuple[Payload | bytes, str]] = {
         "malformed JSON": (b'{"document_id": "x", ', "Invalid JSON"),
         "wrong type": ({"job_id": uuid4().hex, "text": 5}, "text: Input should be a valid string"),
         "missing file": ({"job_id": uuid4().hex, "uri": (tmp_path / "files" / "none.txt").as_uri()}, "none.txt"),
@@ -111,7 +133,7 @@ def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
         "no text": (document(tmp_path, "blank.html", b"<html><body><script>1</script></body></html>"), "blank.html"),
         "100 MB": (huge, "100000000"),
     }
-    requests: dict[str, tuple[dict[str, object], str]] = {
+    requests: dict[str, tuple[Payload, str]] = {
         "unknown kind": ({"job_id": uuid4().hex, "kind": "poem", "prompt": "x"}, "kind"),
         "200,000 characters": ({"job_id": uuid4().hex, "prompt": "x" * 200_000}, "the limit is 100000"),
         "deadline passed": (
@@ -125,27 +147,21 @@ def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
         for payload, _ in requests.values():
             client.send("requests.submitted", payload)
         client.send("documents.uploaded", good)
-        client.read_until("documents.indexed", lambda found: good["job_id"] in jobs(found))
-        for topic, cases in (("documents.uploaded.dlq", uploads), ("requests.submitted.dlq", requests)):
-            expected = [reason for _, reason in cases.values()]
-            letters = client.read_until(
-                topic, lambda found, expected=expected: all(_reasons(found, reason) for reason in expected)
-            )
+        client.read_until("documents.indexed", ended(good))
+        everything: dict[str, Mapping[str, tuple[Payload | bytes, str]]] = {
+            "documents.uploaded.dlq": uploads,
+            "requests.submitted.dlq": requests,
+        }
+        for topic, cases in everything.items():
+            letters = client.read_until(topic, reasons_given(*(reason for _, reason in cases.values())))
             for name, (payload, reason) in cases.items():
-                letter = _reasons(letters, reason)[-1]
+                letter = with_reason(letters, reason)[-1]
                 assert letter["error_class"] == "poison", name
                 assert letter["retryable"] is False, name
-                statuses = client.read_until(
-                    "jobs.status", lambda found, letter=letter: "dead_lettered" in _states(found, letter)
-                )
-                assert _states(statuses, letter)[-1] == "dead_lettered", name
+                client.read_until("jobs.status", in_state("dead_lettered", letter))
                 if isinstance(payload, dict):
                     assert letter["job_id"] == payload.get("job_id"), name
         assert flows.terminate() == 0
-
-
-def _reasons(letters: list[dict[str, object]], reason: str) -> list[dict[str, object]]:
-    return [letter for letter in letters if reason in str(letter["message"])]
 
 
 def test_fused_and_split_flows_give_identical_points(
@@ -163,11 +179,7 @@ def test_fused_and_split_flows_give_identical_points(
         data = tmp_path / "-".join(flows)
         own = variables | {"HEADRACE_DATA_DIR": str(data)}
         with RunningFlows(*flows, log=tmp_path / "log", **own) as running:
-            wanted = {str(payload["job_id"]): len(points) + 1 for payload in uploads}
-            client.read_until(
-                "documents.indexed",
-                lambda found, wanted=wanted: all(jobs(found)[job] >= count for job, count in wanted.items()),
-            )
+            client.read_until("documents.indexed", ended(*uploads, times=len(points) + 1))
             assert running.terminate() == 0
         points.append(_points(data / "vectors", [str(payload["document_id"]) for payload in uploads]))
     fused, split = points
@@ -197,17 +209,14 @@ def test_after_kill_9_every_accepted_document_is_indexed(
     client: PlainClient, variables: dict[str, str], tmp_path: Path
 ) -> None:
     uploads = [document(tmp_path, f"{n}.txt", f"Log entry {n}: level {n} cm.".encode()) for n in range(150)]
-    ids = {str(payload["job_id"]) for payload in uploads}
     for payload in uploads:
         client.send("documents.uploaded", payload)
     for at_least in (20, 70):
         with RunningFlows("ingest", log=tmp_path / "log", **variables) as flows:
-            client.read_until(
-                "documents.indexed", lambda found, at_least=at_least: len(ids & jobs(found).keys()) >= at_least
-            )
+            client.read_until("documents.indexed", ended(*uploads, at_least=at_least))
             flows.kill()
     with RunningFlows("ingest", log=tmp_path / "log", **variables) as flows:
-        client.read_until("documents.indexed", lambda found: ids <= jobs(found).keys())
+        client.read_until("documents.indexed", ended(*uploads))
         assert flows.terminate() == 0
     held = _points(tmp_path / "data" / "vectors", [str(payload["document_id"]) for payload in uploads])
     assert len(held) == len(uploads)

@@ -1,4 +1,4 @@
-"""Headrace as a team runs it: `headrace` commands as processes, plain Kafka clients around them."""
+"""Headrace as a team runs it: `headrace` commands as processes, and plain Kafka clients around them."""
 
 import json
 import os

@@ -1,0 +1,104 @@
+"""What a new user types, and what the command says back: bad settings, no broker, Ctrl-C."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.headrace_process import headrace
+
+
+def only_line(text: str) -> str:
+    """The one line of an error; usage errors of the command line carry a usage line before it."""
+    lines = [line for line in text.strip().splitlines() if not line.startswith(("Usage:", "Try "))]
+    lines = [line for line in lines if line]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_help_lists_every_command() -> None:
+    shown = headrace("--help").stdout
+    for command in ("demo", "dev", "run", "schemas", "submit", "topics", "up"):
+        assert f"  {command} " in shown
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, "HEADRACE_KAFKA_BOOTSTRAP is missing"),
+        ({"HEADRACE_EPOCH_S": "0"}, "HEADRACE_EPOCH_S='0': Input should be greater than or equal to 0.1"),
+        ({"HEADRACE_KAFKA_OPTIONS": "ssl"}, "HEADRACE_KAFKA_OPTIONS: not JSON"),
+        ({"HEADRACE_LLM_URL": "http://127.0.0.1:1/v1"}, "HEADRACE_LLM_MODEL is missing"),
+        ({"HEADRACE_CHUNK_OVERLAP_TOKENS": "150"}, "HEADRACE_CHUNK_OVERLAP_TOKENS=150: must be at most half"),
+        ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL='loud'"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_the_variable(variables: dict[str, str], says: str) -> None:
+    refused = headrace("run", "ingest", **variables)
+    assert refused.returncode == 2
+    assert says in only_line(refused.stderr)
+
+
+def test_a_bad_key_is_not_shown() -> None:
+    refused = headrace("run", "ingest", HEADRACE_QDRANT_API_KEY="secret", HEADRACE_EPOCH_S="x")
+    assert "secret" not in refused.stderr
+
+
+def test_an_unknown_flow_is_a_usage_error_that_lists_those_there_are() -> None:
+    refused = headrace("run", "digest")
+    assert refused.returncode == 2
+    assert "'ingest', 'extract', 'embed', 'index', 'answer'" in refused.stderr
+
+
+def test_an_unreachable_broker_is_one_line_and_exit_code_1_within_15_seconds() -> None:
+    with socket.socket() as taken:  # bound and not listening: refuses, and nobody else can take the port
+        taken.bind(("127.0.0.1", 0))
+        bootstrap = f"127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+        refused = headrace("run", "ingest", "--bootstrap", bootstrap)
+        took_s = time.monotonic() - began
+    assert refused.returncode == 1
+    assert bootstrap in only_line(refused.stderr)
+    assert took_s < 15  # promised to whoever waits for a pod to fail
+
+
+@pytest.mark.parametrize("flow", ["ingest", "answer"])
+def test_the_graph_needs_no_broker_and_no_model(flow: str) -> None:
+    drawn = headrace("run", flow, "--graph")
+    assert drawn.returncode == 0
+    assert drawn.stdout.startswith("flowchart TD")
+    assert f"{flow}.dlq" in drawn.stdout
+
+
+def test_submitting_what_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    refused = headrace("submit", "documents", str(tmp_path / "none.pdf"), "--bootstrap", "127.0.0.1:1")
+    assert refused.returncode == 2
+    assert "none.pdf" in refused.stderr
+
+
+def test_ctrl_c_ends_up_and_all_its_processes(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "up"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HEADRACE_DATA_DIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        bootstrap = ""
+        for line in process.stdout:
+            if "export HEADRACE_KAFKA_BOOTSTRAP=" in line:
+                bootstrap = line.strip().partition("=")[2]
+            if "Ctrl-C" in line:
+                break
+        asked = headrace("submit", "request", "Who keeps the sluice?", "--bootstrap", bootstrap)
+        assert asked.returncode == 0, asked.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    host, _, port = bootstrap.rpartition(":")
+    with socket.socket() as probe:
+        assert probe.connect_ex((host, int(port))) != 0

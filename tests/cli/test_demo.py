@@ -1,0 +1,46 @@
+"""The main job by one command, on real files, with a bad one among them."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from tests.headrace_process import headrace
+
+
+def test_the_demo_indexes_the_samples_and_answers_with_citations() -> None:
+    done = headrace("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["documents"]["submitted"] == summary["documents"]["indexed"] >= 12
+    assert summary["chunks"] > summary["documents"]["indexed"]
+    (answer,) = summary["answers"]
+    assert "35 g" in answer["text"]
+    assert answer["citations"][0]["uri"].endswith("turbine-maintenance.md")
+    assert {"document_id", "uri", "text", "score"} <= answer["citations"][0].keys()
+
+
+def test_one_bad_file_is_dead_lettered_and_the_rest_go_through(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("The ferryman is called Aldous Penn.")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnot really")
+    before = set(Path(tempfile.gettempdir()).glob("headrace-*"))
+    done = headrace("demo", "--json", "--documents", str(tmp_path), "--question", "What is the ferryman called?")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["documents"] == {"submitted": 2, "indexed": 1, "dead_lettered": 1}
+    (letter,) = summary["dead_letters"]
+    assert letter["document"] == "bad.pdf"
+    assert "PDF" in letter["message"]
+    assert "Aldous Penn" in summary["answers"][0]["text"]
+    assert set(Path(tempfile.gettempdir()).glob("headrace-*")) == before
+
+
+def test_for_people_the_demo_prints_answer_citations_and_summary() -> None:
+    done = headrace("demo", "--question", "How many eels were caught in the best night?")
+    assert "Q: How many eels were caught in the best night?\nA: " in done.stdout
+    assert " indexed, 0 dead-lettered; " in done.stdout
+
+
+def test_an_empty_directory_is_a_usage_error(tmp_path: Path) -> None:
+    refused = headrace("demo", "--documents", str(tmp_path))
+    assert refused.returncode == 2
+    assert "holds no files" in refused.stderr

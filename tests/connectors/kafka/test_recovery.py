@@ -1,0 +1,92 @@
+"""The recovery directory."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import bytewax.operators as op
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource, cluster_main
+
+from connectors.kafka.recovery import RecoveryDirectory
+from schemas.errors import Fatal
+
+
+def run(recovery: RecoveryDirectory, entries: list[int | TestingSource.EOF]) -> list[int]:
+    """One run of a flow that reads `entries` from where the last one stopped."""
+    found: list[int] = []
+    flow = Dataflow("count")
+    op.output("write", op.input("read", flow, TestingSource(entries)), TestingSink(found))
+    cluster_main(flow, [], 0, epoch_interval=timedelta(0), recovery_config=recovery.config())
+    return found
+
+
+def test_a_flow_resumes_from_a_directory_that_was_left_and_entered_again(tmp_path: Path) -> None:
+    entries: list[int | TestingSource.EOF] = [1, 2, TestingSource.EOF(), 3]
+    with RecoveryDirectory(tmp_path / "recovery") as recovery:
+        assert run(recovery, entries) == [1, 2]
+    with RecoveryDirectory(tmp_path / "recovery") as recovery:
+        assert run(recovery, entries) == [3]
+
+
+def test_a_new_directory_is_private(tmp_path: Path) -> None:
+    with RecoveryDirectory(tmp_path / "recovery"):
+        assert (tmp_path / "recovery").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_opener_is_told_what_is_in_the_way_and_the_way_out(tmp_path: Path) -> None:
+    with (
+        RecoveryDirectory(tmp_path / "recovery"),
+        pytest.raises(Fatal, match=r"/recovery is in use .* give this one a directory of its own"),
+        RecoveryDirectory(tmp_path / "recovery"),
+    ):
+        pass
+
+
+def test_kill_minus_9_releases_the_lock_even_while_a_child_lives_on(tmp_path: Path) -> None:
+    program = f"""if True:
+        import subprocess, sys
+        from pathlib import Path
+        from connectors.kafka.recovery import RecoveryDirectory
+        with RecoveryDirectory(Path({str(tmp_path / "recovery")!r})):
+            child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=0)
+            print(child.pid, flush=True)
+            child.wait()
+    """
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with holder:  # closing its standard input ends the child
+        assert holder.stdout is not None
+        assert int(holder.stdout.readline()) > 0
+        with pytest.raises(Fatal, match="in use"), RecoveryDirectory(tmp_path / "recovery"):
+            pass
+        holder.kill()
+        holder.wait()
+        with RecoveryDirectory(tmp_path / "recovery"):
+            pass
+
+
+def test_a_directory_that_others_can_reach_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recovery").mkdir()
+    (tmp_path / "recovery").chmod(0o750)
+    with pytest.raises(Fatal, match=r"mode 0750.*chmod 700"), RecoveryDirectory(tmp_path / "recovery"):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recovery").mkdir(mode=0o700)
+    os.chown(tmp_path / "recovery", 12345, -1)
+    with pytest.raises(Fatal, match="belongs to user 12345"), RecoveryDirectory(tmp_path / "recovery"):
+        pass
+
+
+def test_a_crash_during_creation_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    half = tmp_path / "recovery" / "snapshots.new"
+    half.mkdir(parents=True)
+    (tmp_path / "recovery").chmod(0o700)
+    (half / "part-0.sqlite3").write_bytes(b"half")
+    with RecoveryDirectory(tmp_path / "recovery") as recovery:
+        assert run(recovery, [1, 2]) == [1, 2]
