@@ -101,3 +101,13 @@ def load() -> Settings:
     except SettingsError as error:  # a value that should be JSON and is not; its message names the field
         field = str(error).split('"')[1] if '"' in str(error) else "?"
         raise ValueError(f'{PREFIX}{field.upper()}: not JSON, as in {{"name": "value"}}') from None
+
+
+def settings_table() -> str:
+    """Every setting as a Markdown table."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "" if default in (None, (), {}) else f"`{default}`"
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows) + "\n"
