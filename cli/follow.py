@@ -6,6 +6,7 @@ from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from connectors.kafka.client import watermarks
 from connectors.kafka.sink import ReliableProducer
 from operators.produce import outgoing
 from schemas.dead_letter import DeadLetter
@@ -47,7 +48,7 @@ class Follower:
         if metadata.error is not None:
             raise HeadraceError(f"topic {topic}: {metadata.error.str()}; create it with `headrace topics create`")
         for partition in metadata.partitions:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            _, end = watermarks(self._consumer, TopicPartition(topic, partition), timeout_s=10)
             yield TopicPartition(topic, partition, end)
 
     def submit(self, event: Event) -> None:

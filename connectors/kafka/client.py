@@ -4,11 +4,35 @@ import time
 from collections.abc import Mapping
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 log = structlog.get_logger()
 
 _LOG_EVERY_S = 30.0
+_RETRY_S = 0.1
+
+# librdkafka retries these by itself; meanwhile the flow waits, and that is lag.
+TRANSIENT = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's own codes are spelled so
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._RESOLVE,  # noqa: SLF001
+        KafkaError._WAIT_COORD,  # noqa: SLF001
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.UNKNOWN,
+    }
+)
 
 
 class ConnectionErrors:
@@ -47,3 +71,19 @@ def cause(error: KafkaException) -> KafkaError:
     """The KafkaError inside an exception of the client."""
     inner: KafkaError = error.args[0]
     return inner
+
+
+def watermarks(consumer: Consumer, place: TopicPartition, *, timeout_s: float) -> tuple[int, int]:
+    """First offset kept in a partition, and the one after the last.
+
+    Waits out what passes by itself: a partition has no leader for a moment after its topic or its broker is new. Raises
+    KafkaException after `timeout_s` seconds, or at once for other errors.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return consumer.get_watermark_offsets(place, timeout=max(until - time.monotonic(), _RETRY_S))
+        except KafkaException as error:
+            if cause(error).code() not in TRANSIENT or time.monotonic() > until:
+                raise
+            time.sleep(_RETRY_S)

@@ -24,7 +24,7 @@ import structlog
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connectors.kafka.client import ConnectionErrors, base_config, cause
+from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, watermarks
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from schemas.errors import Fatal, Retryable
@@ -41,29 +41,6 @@ _IDLE = timedelta(
 )  # a record waits at most this long for its turn; 16 idle partitions cost 2 % of a core
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
-
-# librdkafka retries these by itself; meanwhile the flow waits, and that is lag.
-_TRANSIENT = frozenset(
-    {
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's own codes are spelled so
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._TIMED_OUT,  # noqa: SLF001
-        KafkaError._RESOLVE,  # noqa: SLF001
-        KafkaError._WAIT_COORD,  # noqa: SLF001
-        KafkaError.BROKER_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.KAFKA_STORAGE_ERROR,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NETWORK_EXCEPTION,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.OFFSET_NOT_AVAILABLE,
-        KafkaError.REPLICA_NOT_AVAILABLE,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.UNKNOWN,
-    }
-)
 
 
 def _record(message: Message) -> Record:
@@ -153,7 +130,7 @@ class _SharedConsumer:
     def watermarks(self, place: Place) -> tuple[int, int]:
         """First offset kept, and the one after the last; Retryable if no broker answers."""
         try:
-            return self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=_TIMEOUT_S)
+            return watermarks(self._consumer, TopicPartition(*place), timeout_s=_TIMEOUT_S)
         except KafkaException as error:
             raise self._unreachable(error) from error
 
@@ -211,7 +188,7 @@ class _SharedConsumer:
                 f"{self._bootstrap}: its records were deleted before they were read, or the topic was made anew. To "
                 "accept the gap, move the flow's recovery directory aside: it then begins at the earliest record"
             )
-        if error.code() not in _TRANSIENT:
+        if error.code() not in TRANSIENT:
             raise Fatal(f"{topic}/{partition} cannot be read at {self._bootstrap}: {error.str()} ({error.name()})")
         log.warning("kafka read failed; waiting", topic=topic, partition=partition, error=error.str())
 

@@ -13,7 +13,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
     ResourceType,
 )
 
-from connectors.kafka.client import ConnectionErrors, base_config, cause
+from connectors.kafka.client import ConnectionErrors, base_config, cause, watermarks
 from schemas.errors import Fatal, Retryable
 
 
@@ -97,7 +97,7 @@ def group_lag(
         ]
         lag: dict[tuple[str, int], int] = {}
         for committed in consumer.committed(places, timeout=timeout_s):
-            low, high = consumer.get_watermark_offsets(committed, timeout=timeout_s)
+            low, high = watermarks(consumer, committed, timeout_s=timeout_s)
             lag[committed.topic, committed.partition] = high - max(committed.offset, low)  # negative where none
     except KafkaException as error:
         raise _unreachable(bootstrap, errors, cause(error), timeout_s) from error

@@ -7,6 +7,8 @@ from typing import TypeVar
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from connectors.kafka.client import watermarks
+
 T = TypeVar("T")
 
 
@@ -50,7 +52,7 @@ def read(bootstrap: str, topic: str) -> list[Message]:
         ]
         left = {}
         for partition in partitions:
-            low, high = consumer.get_watermark_offsets(partition, timeout=10)
+            low, high = watermarks(consumer, partition, timeout_s=30)
             partition.offset = low
             if high > low:
                 left[partition.partition] = high
@@ -80,7 +82,7 @@ def count(bootstrap: str, topic: str) -> int:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "counter"})
     try:
         marks = [
-            consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            watermarks(consumer, TopicPartition(topic, partition), timeout_s=30)
             for partition in consumer.list_topics(topic, timeout=10).topics[topic].partitions
         ]
         return sum(high - low for low, high in marks)
