@@ -2,12 +2,15 @@
 
 import os
 import select
+import shutil
 import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
+
+from filelock import FileLock, Timeout
 
 from connectors.kafka.embedded import EmbeddedKafka
 from connectors.settings import PREFIX
@@ -22,7 +25,7 @@ class LocalStack:
     """A broker and `headrace run ingest answer` on it.
 
     The broker lives in memory, so its flows start from empty recovery state each time; the vector index in `data_dir`
-    stays. Both processes end with this one, however it ends.
+    stays. Both processes end with this one, however it ends. One stack has a `data_dir` at a time.
     """
 
     def __init__(self, data_dir: Path, *, file_roots: tuple[Path, ...], drain_s: float) -> None:
@@ -37,15 +40,17 @@ class LocalStack:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(self._alone())
             kafka = stack.enter_context(EmbeddedKafka())
             kafka.create_topics([topic.name for topic in (*CATALOGUE, *dead_letter_topics())])
             self.bootstrap = kafka.bootstrap
-            recovery = stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-recovery-"))
+            recovery = self._data_dir / "recovery-embedded"
+            shutil.rmtree(recovery, ignore_errors=True)  # of a broker that is gone
             log = stack.enter_context(self.log.open("wb"))
             environment = os.environ | {
                 f"{PREFIX}KAFKA_BOOTSTRAP": self.bootstrap,
                 f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
-                f"{PREFIX}RECOVERY_DIR": str(Path(recovery).resolve()),
+                f"{PREFIX}RECOVERY_DIR": str(recovery.resolve()),
                 f"{PREFIX}FILE_ROOTS": ",".join(str(root.resolve()) for root in self._file_roots),
                 f"{PREFIX}DRAIN_S": str(self._drain_s),
             }
@@ -61,6 +66,21 @@ class LocalStack:
             self._await_flows(self._flows)
             self._stack = stack.pop_all()
         return self
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        lock = FileLock(self._data_dir / "up.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise HeadraceError(
+                f"`headrace up` already runs in {self._data_dir}; submit to that one, "
+                "or set HEADRACE_DATA_DIR to another directory"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _await_flows(self, flows: subprocess.Popen[bytes]) -> None:
         """Wait for the line that says that they run: until then they load the model, 5 to 30 s."""

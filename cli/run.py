@@ -1,7 +1,7 @@
 """`headrace run FLOW...`: run flows in this process until SIGTERM."""
 
+import os
 import signal
-import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from threading import Thread
@@ -53,7 +53,7 @@ def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_std
 
 
 def _stop_at_end_of_input(stop: Stop, drain_s: float) -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):  # not sys.stdin: Python aborts at its end if a daemon thread holds that buffer's lock
         pass
     stop.request(drain_s=drain_s)
 

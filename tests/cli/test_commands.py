@@ -1,15 +1,19 @@
 """What a new user types, and what the command says back: bad settings, no broker, Ctrl-C."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from connectors.kafka.embedded import EmbeddedKafka
+from connectors.vector_index.edge import EdgeIndex
 from tests.headrace_process import headrace
 
 
@@ -81,7 +85,9 @@ def test_submitting_what_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     assert "none.pdf" in refused.stderr
 
 
-def test_ctrl_c_ends_up_and_all_its_processes(tmp_path: Path) -> None:
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`headrace up`, ready, and its broker's address."""
     with subprocess.Popen(
         [sys.executable, "-m", "cli.main", "up"],
         stdout=subprocess.PIPE,
@@ -95,10 +101,56 @@ def test_ctrl_c_ends_up_and_all_its_processes(tmp_path: Path) -> None:
                 bootstrap = line.strip().partition("=")[2]
             if "Ctrl-C" in line:
                 break
-        asked = headrace("submit", "request", "Who keeps the sluice?", "--bootstrap", bootstrap)
-        assert asked.returncode == 0, asked.stderr
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        try:
+            yield process, bootstrap
+        finally:
+            process.kill()
+
+
+def is_gone(bootstrap: str) -> bool:
     host, _, port = bootstrap.rpartition(":")
     with socket.socket() as probe:
-        assert probe.connect_ex((host, int(port))) != 0
+        return probe.connect_ex((host, int(port))) != 0
+
+
+def test_ctrl_c_ends_up_and_all_its_processes(up: tuple["subprocess.Popen[str]", str]) -> None:
+    process, bootstrap = up
+    asked = headrace("submit", "request", "Who keeps the sluice?", "--bootstrap", bootstrap)
+    assert asked.returncode == 0, asked.stderr
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert is_gone(bootstrap)
+
+
+def test_a_second_up_in_a_directory_is_refused_and_kill_9_of_the_first_frees_it(
+    up: tuple["subprocess.Popen[str]", str], tmp_path: Path
+) -> None:
+    process, bootstrap = up
+    refused = headrace("up", HEADRACE_DATA_DIR=str(tmp_path))
+    assert refused.returncode == 1
+    assert "already runs in" in only_line(refused.stderr)
+    process.kill()
+    deadline = time.monotonic() + 60
+    while not is_gone(bootstrap):
+        assert time.monotonic() < deadline, "the broker outlived its parent"
+        time.sleep(0.05)
+
+
+def test_flows_that_cannot_open_the_index_end_with_one_clear_line(tmp_path: Path) -> None:
+    """Found by a second `up`: the process aborted at its end, over a lock that a daemon thread held."""
+    index = EdgeIndex(tmp_path / "vectors")
+    try:
+        with EmbeddedKafka() as kafka:
+            kafka.create_topics(["documents.uploaded", "documents.uploaded.dlq"])
+            with subprocess.Popen(
+                [sys.executable, "-m", "cli.main", "run", "ingest", "--until-stdin-closes"],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"HEADRACE_DATA_DIR": str(tmp_path), "HEADRACE_KAFKA_BOOTSTRAP": kafka.bootstrap},
+            ) as process:
+                assert process.wait(90) == 1
+                assert process.stderr is not None
+                assert "HEADRACE_QDRANT_URL" in only_line(process.stderr.read())
+    finally:
+        asyncio.run(index.close())
