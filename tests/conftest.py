@@ -1,11 +1,13 @@
 """Fixtures that every folder may use."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 from hypothesis import settings
 
+from connectors.embedder.sentence_transformer import SentenceTransformerEmbedder
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.stop import Stop
@@ -13,6 +15,14 @@ from operators.runtime import Runtime
 
 settings.register_profile("shared machine", deadline=None)  # wall time says nothing about a test here
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Iterator[SentenceTransformerEmbedder]:
+    """The default model, as the command loads it, once for all tests of a run."""
+    embedder = SentenceTransformerEmbedder()
+    yield embedder
+    asyncio.run(embedder.close())
 
 
 @pytest.fixture
