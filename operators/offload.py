@@ -21,6 +21,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Condition
@@ -185,6 +186,11 @@ class _Step(Generic[X, Y]):
                 return await self.work(envelope)
         except TimeoutError as error:
             raise Retryable(f"no answer within {limit_s:.1f} s") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the process ends: the message is in the snapshot
+                raise
+            raise Retryable("the call was cancelled from within") from error
 
     @staticmethod
     def _too_late(envelope: Envelope[X], wait_s: float) -> bool:
@@ -255,7 +261,14 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         return pending
 
     def _start(self, pending: _Pending[X]) -> None:
-        self._step.runtime.loop.submit(self._step.settle(pending, self._ready.append))
+        future = self._step.runtime.loop.submit(self._step.settle(pending, self._ready.append))
+        future.add_done_callback(self._stop_if_unsettled)
+
+    def _stop_if_unsettled(self, future: Future[None]) -> None:
+        """A call that ended neither way would be waited for in silence and for ever: stop the flow instead."""
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._ready.append(_Ready("", Fatal(f"{self._step.name}: a call ended with {type(error).__name__}")))
 
     def _collect(self) -> list[tuple[str, object]]:
         """Everything that is ready. Raises Fatal if a call did."""

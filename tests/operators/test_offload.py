@@ -225,11 +225,44 @@ def test_a_fatal_error_stops_the_flow_and_says_why(runtime_on: MakeRuntime) -> N
 
     with pytest.raises(BytewaxRuntimeError) as stopped:
         run_main(flow_of(runtime_on(topics), work))
-    cause: BaseException | None = stopped.value
+    assert "the key is wrong" in fatal_cause(stopped.value)
+    assert indexed(topics) == []
+
+
+def fatal_cause(error: BaseException) -> str:
+    """The message of the Fatal below Bytewax's own errors, or nothing."""
+    cause: BaseException | None = error
     while cause is not None and not isinstance(cause, Fatal):
         cause = cause.__cause__
-    assert isinstance(cause, Fatal)
-    assert indexed(topics) == []
+    return str(cause or "")
+
+
+def test_a_call_that_cancels_itself_is_tried_again(runtime_on: MakeRuntime) -> None:
+    topics = MemoryTopics(uploads(1))
+    calls = 0
+
+    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentIndexed:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        return done(envelope)
+
+    run_main(flow_of(runtime_on(topics), work))
+    assert (calls, indexed(topics)) == (2, ["j0"])
+
+
+def test_a_call_that_ends_in_no_known_way_stops_the_flow_instead_of_hanging_it(runtime_on: MakeRuntime) -> None:
+    class Odd(BaseException):
+        pass
+
+    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentIndexed:
+        del envelope
+        raise Odd
+
+    with pytest.raises(BytewaxRuntimeError) as stopped:
+        run_main(flow_of(runtime_on(MemoryTopics(uploads(1))), work))
+    assert "a call ended with Odd" in fatal_cause(stopped.value)
 
 
 def test_messages_of_one_key_keep_their_order_where_asked_for(runtime_on: MakeRuntime) -> None:
