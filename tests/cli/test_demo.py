@@ -4,6 +4,8 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.headrace_process import headrace
 
 
@@ -44,3 +46,17 @@ def test_an_empty_directory_is_a_usage_error(tmp_path: Path) -> None:
     refused = headrace("demo", "--documents", str(tmp_path))
     assert refused.returncode == 2
     assert "holds no files" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_5000_small_files_go_through_the_embedded_broker(tmp_path: Path) -> None:
+    """It forgets what is unconsumed beyond some megabytes, so submission has to wait for consumption."""
+    for number in range(5_000):
+        (tmp_path / f"{number}.txt").write_text(f"Entry {number}: the gauge read {number * 7 % 300} centimetres.")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnot really")
+    done = headrace(
+        "demo", "--json", "--documents", str(tmp_path), "--question", "What did the gauge read?", timeout_s=900
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["documents"] == {"submitted": 5_001, "indexed": 5_000, "dead_lettered": 1}
