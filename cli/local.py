@@ -49,6 +49,7 @@ class LocalStack:
             log = stack.enter_context(self.log.open("wb"))
             environment = os.environ | {
                 f"{PREFIX}KAFKA_BOOTSTRAP": self.bootstrap,
+                f"{PREFIX}KAFKA_OPTIONS": "{}",  # those of another broker
                 f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
                 f"{PREFIX}RECOVERY_DIR": str(recovery.resolve()),
                 f"{PREFIX}FILE_ROOTS": ",".join(str(root.resolve()) for root in self._file_roots),
