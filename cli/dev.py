@@ -1,10 +1,11 @@
 """`headrace dev kafka`: the embedded broker alone, for trying things out."""
 
 import signal
-from threading import Event
+from contextlib import suppress
 
 import click
 
+from cli.local import obey_signals
 from connectors.kafka.embedded import EmbeddedKafka
 from schemas.topics import CATALOGUE, dead_letter_topics
 
@@ -17,16 +18,12 @@ def dev() -> None:
 @dev.command()
 def kafka() -> None:
     """Run the embedded Kafka until Ctrl-C; everything in it is gone then."""
-    ended = Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    obey_signals()
     with EmbeddedKafka() as broker:
         broker.create_topics([topic.name for topic in (*CATALOGUE, *dead_letter_topics())])
         click.echo(f"export HEADRACE_KAFKA_BOOTSTRAP={broker.bootstrap}")
         click.echo(
             "In memory, about 5 MB a partition: beyond that the oldest unconsumed messages vanish. Ctrl-C ends it."
         )
-        try:
-            while not ended.wait(0.2):
-                pass
-        except KeyboardInterrupt:
-            pass
+        with suppress(KeyboardInterrupt):
+            signal.pause()

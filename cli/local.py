@@ -3,6 +3,7 @@
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ from schemas.topics import CATALOGUE, dead_letter_topics
 
 FLOWS = ("ingest", "answer")
 START_S = 120.0  # a cold disk has 3 GB of libraries to read
+
+
+def obey_signals() -> None:
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt, also where a parent shell had SIGINT ignored."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
 
 
 class LocalStack:

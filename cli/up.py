@@ -1,13 +1,12 @@
 """`headrace up`: everything local, until Ctrl-C."""
 
-import signal
+import time
 from pathlib import Path
-from threading import Event
 
 import click
 
 from cli.configuration import settings_for
-from cli.local import LocalStack
+from cli.local import LocalStack, obey_signals
 
 
 @click.command()
@@ -26,8 +25,7 @@ def up(roots: tuple[Path, ...]) -> None:
     The vector index stays in HEADRACE_DATA_DIR; what is still in Kafka is gone afterwards.
     """
     settings = settings_for()
-    ended = Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    obey_signals()
     with LocalStack(settings.data_dir, file_roots=roots, drain_s=settings.drain_s) as stack:
         click.echo(
             f"Kafka (embedded, in memory) is at {stack.bootstrap}; flows: ingest, answer; their log: {stack.log}\n"
@@ -41,7 +39,8 @@ def up(roots: tuple[Path, ...]) -> None:
             "Ctrl-C ends it."
         )
         try:
-            while not ended.wait(0.2):
+            while True:
+                time.sleep(0.2)
                 stack.check()
         except KeyboardInterrupt:
             pass

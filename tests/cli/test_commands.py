@@ -89,7 +89,16 @@ def test_submitting_what_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
 def up(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """`headrace up`, ready, and its broker's address."""
     with subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "up"],
+        [
+            "sh",
+            "-c",
+            "trap '' INT; exec \"$@\"",
+            "sh",
+            sys.executable,
+            "-m",
+            "cli.main",
+            "up",
+        ],  # as in a background job
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"HEADRACE_DATA_DIR": str(tmp_path)},
