@@ -1,5 +1,6 @@
 """Everything local: the embedded Kafka and the fused flows, each a process of its own, ended together."""
 
+import json
 import os
 import select
 import shutil
@@ -59,7 +60,7 @@ class LocalStack:
                 f"{PREFIX}KAFKA_OPTIONS": "{}",  # those of another broker
                 f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
                 f"{PREFIX}RECOVERY_DIR": str(recovery.resolve()),
-                f"{PREFIX}FILE_ROOTS": ",".join(str(root.resolve()) for root in self._file_roots),
+                f"{PREFIX}FILE_ROOTS": json.dumps([str(root.resolve()) for root in self._file_roots]),
                 f"{PREFIX}DRAIN_S": str(self._drain_s),
             }
             self._flows = subprocess.Popen(  # noqa: S603  # our own command

@@ -1,5 +1,6 @@
 """Every setting, read from `HEADRACE_*` environment variables. Only `cli` reads them; everything below gets values."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -36,7 +37,8 @@ class Settings(BaseSettings):
         default=None, description="URL of the claim-check store (`s3://bucket/prefix`); default: `<data_dir>/objects`."
     )
     file_roots: CommaSeparated = Field(
-        default=(), description="Directories, comma-separated, under which `file:` URIs may be read; none by default."
+        default=(),
+        description="Directories, comma-separated or a JSON array, under which `file:` URIs may be read; none by default.",
     )
     store_protocols: CommaSeparated = Field(
         default=(), description="fsspec protocols, comma-separated, that document URIs may use besides `file`: `s3`."
@@ -71,9 +73,11 @@ class Settings(BaseSettings):
     @field_validator("file_roots", "store_protocols", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):  # a JSON array, for values that hold a comma
+            return json.loads(value)  # what is no JSON is a ValueError, which pydantic reports with the variable
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -37,6 +37,7 @@ def test_help_lists_every_command() -> None:
         ({}, "HEADRACE_KAFKA_BOOTSTRAP is missing"),
         ({"HEADRACE_EPOCH_S": "0"}, "HEADRACE_EPOCH_S='0': Input should be greater than or equal to 0.1"),
         ({"HEADRACE_KAFKA_OPTIONS": "ssl"}, "HEADRACE_KAFKA_OPTIONS: not JSON"),
+        ({"HEADRACE_FILE_ROOTS": "[oops"}, "HEADRACE_FILE_ROOTS='[oops'"),
         ({"HEADRACE_LLM_URL": "http://127.0.0.1:1/v1"}, "HEADRACE_LLM_MODEL is missing"),
         ({"HEADRACE_CHUNK_OVERLAP_TOKENS": "150"}, "HEADRACE_CHUNK_OVERLAP_TOKENS=150: must be at most half"),
         ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL='loud'"),

@@ -22,6 +22,8 @@ def test_the_demo_indexes_the_samples_and_answers_with_citations() -> None:
 
 
 def test_one_bad_file_is_dead_lettered_and_the_rest_go_through(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "a directory, with a comma"
+    tmp_path.mkdir()
     (tmp_path / "good.txt").write_text("The ferryman is called Aldous Penn.")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnot really")
     before = set(Path(tempfile.gettempdir()).glob("headrace-*"))
