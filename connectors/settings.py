@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     )
     file_roots: CommaSeparated = Field(
         default=(),
-        description="Directories, comma-separated or a JSON array, under which `file:` URIs may be read; none by default.",
+        description="Directories, comma-separated or a JSON array, readable by `file:` URI; none by default.",
     )
     store_protocols: CommaSeparated = Field(
         default=(), description="fsspec protocols, comma-separated, that document URIs may use besides `file`: `s3`."
