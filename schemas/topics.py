@@ -11,6 +11,9 @@ from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
 
 DAY_MS = 24 * 60 * 60 * 1000
+DEAD_LETTER_MAX_BYTES = 4 * 1024 * 1024
+"""A dead letter carries its message in base64: the largest that a broker takes by default, 1 MiB, makes 1.4 MiB. One
+that its topic refused would stop the flow at every restart."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class Topic:
     @property
     def config(self) -> dict[str, str]:
         """Topic settings for the broker."""
-        return {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms)}
+        settings = {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms)}
+        if self.event is DeadLetter:
+            settings["max.message.bytes"] = str(DEAD_LETTER_MAX_BYTES)
+        return settings
 
 
 CATALOGUE: tuple[Topic, ...] = (

@@ -13,9 +13,8 @@ from typing import Self
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-START_S = 90.0
-END_S = 60.0
-ANSWER_S = 90.0
+END_S = 120.0
+ANSWER_S = 240.0
 COMMAND_S = 600.0  # the longest one takes 5,000 documents through the demo
 
 Payload = dict[str, object]

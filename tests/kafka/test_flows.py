@@ -15,7 +15,7 @@ from connectors.vector_index.port import Point
 from tests.headrace_process import Payload, PlainClient, RunningFlows, headrace
 from tests.kafka.apache_kafka import ApacheKafka
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]  # each starts flows that load a model, on two cores
 
 
 @pytest.fixture
@@ -125,6 +125,7 @@ def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
     changed["sha256"] = hashlib.sha256(b"What was announced.").hexdigest()
     uploads: dict[str, tuple[Payload | bytes, str]] = {
         "malformed JSON": (b'{"document_id": "x", ', "Invalid JSON"),
+        "900 KB of junk": (b"[" + b"0," * 450_000 + b"0]", "should be an object"),
         "wrong type": ({"job_id": uuid4().hex, "text": 5}, "text: Input should be a valid string"),
         "missing file": ({"job_id": uuid4().hex, "uri": (tmp_path / "files" / "none.txt").as_uri()}, "none.txt"),
         "outside the roots": ({"job_id": uuid4().hex, "uri": "file:///etc/passwd"}, "HEADRACE_FILE_ROOTS"),
