@@ -6,12 +6,14 @@ from pathlib import Path
 import click
 
 import schemas as package
-from schemas.compatibility import breaking_changes
+from schemas.compatibility import Schema, breaking_changes
 from schemas.errors import HeadraceError
 from schemas.export import files
 
 COMMITTED = Path(package.__file__ or "").parent / "snapshots"
 ASYNCAPI = "asyncapi.json"
+
+_RESTORE = "restore it from version control"
 
 
 @click.group()
@@ -36,9 +38,12 @@ def export(directory: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: json.loads(text) for name, text in documents.items()}))
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in documents.items():
-        (directory / name).write_text(text, encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in documents.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HeadraceError(f"cannot write to {directory} ({error.strerror}); name another with --directory") from error
     click.echo(f"wrote {len(documents)} files to {directory}")
 
 
@@ -75,13 +80,13 @@ def compare(against: Path) -> tuple[list[str], list[str]]:
     breaking: list[str] = []
     stale: list[str] = []
     current = files()
-    committed = {path.name: path.read_text(encoding="utf-8") for path in against.glob("*.json")}
+    committed = {path.name: _read(path) for path in sorted(against.glob("*.json"))}
     for name, text in current.items():
         if committed.get(name) == text:
             continue
         stale.append(name)
         if name in committed and name != ASYNCAPI:
-            changes = breaking_changes(json.loads(committed[name]), json.loads(text))
+            changes = breaking_changes(_schema(against / name, committed[name]), json.loads(text))
             breaking += [f"{name.removesuffix('.json')}: {change}" for change in changes]
     for name in sorted(committed.keys() - current.keys()):
         stale.append(name)
@@ -89,3 +94,20 @@ def compare(against: Path) -> tuple[list[str], list[str]]:
             f"{name.removesuffix('.json')}: the event is gone; keep it until nobody produces or consumes it"
         )
     return breaking, stale
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HeadraceError(f"cannot read {path} ({type(error).__name__}); {_RESTORE}") from error
+
+
+def _schema(path: Path, text: str) -> Schema:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise HeadraceError(f"{path} is not JSON ({error}); {_RESTORE}") from error
+    if not isinstance(document, dict):
+        raise HeadraceError(f"{path} is not a JSON Schema; {_RESTORE}")
+    return document

@@ -3,7 +3,7 @@
 The rule: add optional fields only; anything else is a new version of the event. So every message that the old schema
 accepts must still be accepted (producers), and every field that it promised must still be there with the same meaning
 (consumers). A wider enum or type on the new side is reported as well: a consumer generated from the old schema would
-refuse the new values.
+refuse the new values. A keyword that is not known here counts as breaking if it changes at all.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,9 @@ _LIMITS = (
     "maxItems",
     "minItems",
 )
-_EXACT = ("type", "const", "pattern", "format", "contentEncoding", "if", "then", "else", "oneOf")
+_STRUCTURE = {"$defs", "$ref", "additionalProperties", "anyOf", "enum", "items", "properties", "required"}
+_ANNOTATIONS = {"$comment", "$id", "$schema", "default", "deprecated", "description", "examples", "title"}
+_COMPARED_APART = {*_LIMITS, *_STRUCTURE, *_ANNOTATIONS}
 _WAY_OUT = "publish it as a new version of the event instead"
 
 
@@ -71,7 +73,7 @@ def _compare(old: Schema, new: Schema, roots: _Roots, path: str) -> Iterator[str
 
 
 def _compare_values(old: Schema, new: Schema, path: str) -> Iterator[str]:
-    for keyword in _EXACT:
+    for keyword in sorted((old.keys() | new.keys()) - _COMPARED_APART):
         if old.get(keyword) != new.get(keyword):
             yield f"{path}: {keyword} was {old.get(keyword)}, is {new.get(keyword)}; {_WAY_OUT}"
     for keyword in _LIMITS:

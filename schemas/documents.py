@@ -64,7 +64,7 @@ class DocumentUploaded(DocumentEvent):
         if not isinstance(data, dict):
             return data
         fields = dict(data)
-        source = fields.get("uri") or fields.get("text")
+        source = fields.get("text") if fields.get("uri") is None else fields["uri"]
         if "document_id" not in fields and isinstance(source, str) and fields.get("op", "upsert") == "upsert":
             scope = (str(fields.get("tenant", "default")), str(fields.get("collection", "documents")))
             fields["document_id"] = derive_id("document", *scope, source)

@@ -25,9 +25,11 @@ def derive_id(*parts: str) -> str:
     return str(uuid5(NAMESPACE, "".join(f"{len(part)}:{part}" for part in parts)))
 
 
-def _decode_base64(value: bytes | str) -> bytes:
+def _decode_base64(value: object) -> bytes:
     if isinstance(value, bytes):
         return value
+    if not isinstance(value, str):
+        raise ValueError("not a string of standard base64 (RFC 4648 section 4)")  # noqa: TRY004  # pydantic takes no TypeError
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:

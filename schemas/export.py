@@ -3,8 +3,11 @@
 import json
 from typing import cast
 
+from pydantic.json_schema import models_json_schema
+
+from schemas.dead_letter import DeadLetter
 from schemas.event import Event
-from schemas.topics import CATALOGUE, Topic, dead_letter_topics
+from schemas.topics import CATALOGUE, Topic, dead_letter_topic, dead_letter_topics
 
 JsonObject = dict[str, object]
 
@@ -29,17 +32,26 @@ def events() -> dict[str, type[Event]]:
 
 
 def json_schema(event: type[Event]) -> JsonObject:
-    """The JSON Schema (draft 2020-12) of what a producer may send."""
+    """The JSON Schema (draft 2020-12) of what a producer may send, and where to."""
+    topic = next(topic for topic in topics() if topic.event is event)
     schema = cast("JsonObject", event.model_json_schema(mode="validation"))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:headrace:schema:{event.TYPE}",
+        "x-kafka-topic": dead_letter_topic("<topic>") if event is DeadLetter else topic.name,
+        "x-kafka-key": topic.key,
         **schema,
     }
 
 
 def asyncapi() -> JsonObject:
-    """The topics and their messages as an AsyncAPI 3.0.0 document."""
+    """The topics and their messages as an AsyncAPI 3.0.0 document.
+
+    Payloads are references into `components`: AsyncAPI tools resolve `#/` from the document's root.
+    """
+    _, definitions = models_json_schema(
+        [(event, "validation") for event in events().values()], ref_template="#/components/schemas/{model}"
+    )
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -50,11 +62,10 @@ def asyncapi() -> JsonObject:
         "defaultContentType": "application/json",
         "channels": {topic.name: _channel(topic) for topic in topics()},
         "operations": {
-            f"{'receive' if topic.consumed else 'send'} {topic.name}": {
-                "action": "receive" if topic.consumed else "send",
-                "channel": {"$ref": f"#/channels/{topic.name}"},
-            }
+            f"{action} {topic.name}": {"action": action, "channel": {"$ref": f"#/channels/{topic.name}"}}
             for topic in topics()
+            for action, ours in (("receive", topic.consumed), ("send", topic.produced))
+            if ours
         },
         "components": {
             "messages": {
@@ -62,13 +73,12 @@ def asyncapi() -> JsonObject:
                     "name": event.TYPE,
                     "title": event.__name__,
                     "headers": HEADERS,
-                    "payload": {
-                        "schemaFormat": "application/schema+json;version=draft-2020-12",
-                        "schema": json_schema(event),
-                    },
+                    "payload": {"$ref": f"#/components/schemas/{event.__name__}"},
+                    "bindings": {"kafka": {"key": {"type": "string"}}},
                 }
                 for event in events().values()
-            }
+            },
+            "schemas": definitions["$defs"],
         },
     }
 

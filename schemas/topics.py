@@ -25,6 +25,7 @@ class Topic:
     key: str  # the field that is the message key
     cleanup: Literal["delete", "compact,delete"]
     retention_ms: int
+    produced: bool = True  # our flows write it
     ends_job: bool = False  # an event here means that its job is completed
     consumed: bool = False  # our flows read it, so what they give up on goes to `<name>.dlq`
 
@@ -38,11 +39,11 @@ class Topic:
 
 
 CATALOGUE: tuple[Topic, ...] = (
-    Topic("documents.uploaded", DocumentUploaded, "document_id", "delete", 7 * DAY_MS, consumed=True),
+    Topic("documents.uploaded", DocumentUploaded, "document_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
     Topic("documents.extracted", DocumentExtracted, "document_id", "delete", 3 * DAY_MS, consumed=True),
     Topic("documents.embedded", DocumentEmbedded, "document_id", "delete", 3 * DAY_MS, consumed=True),
     Topic("documents.indexed", DocumentIndexed, "document_id", "delete", 7 * DAY_MS, ends_job=True),
-    Topic("requests.submitted", RequestSubmitted, "job_id", "delete", 7 * DAY_MS, consumed=True),
+    Topic("requests.submitted", RequestSubmitted, "job_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
     Topic("results.completed", ResultCompleted, "job_id", "compact,delete", 30 * DAY_MS, ends_job=True),
     Topic("jobs.status", StatusChanged, "job_id", "compact,delete", 30 * DAY_MS),
 )

@@ -66,6 +66,27 @@ def test_an_event_without_a_committed_copy_asks_for_an_export(exported: Path) ->
     assert UPLOADED in check(exported)
 
 
+@pytest.mark.parametrize("content", [b"<<<<<<< ours", b"[]", b"\xff"])
+def test_a_damaged_copy_is_named(exported: Path, content: bytes) -> None:
+    (exported / UPLOADED).write_bytes(content)
+    said = check(exported)
+    assert str(exported / UPLOADED) in said
+    assert "restore it from version control" in said
+
+
+def test_a_renamed_topic_is_a_breaking_change(exported: Path) -> None:
+    path = exported / UPLOADED
+    path.write_text(path.read_text().replace('"documents.uploaded"', '"documents.arrived"'))
+    assert "x-kafka-topic was documents.arrived, is documents.uploaded" in check(exported)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(schemas, ["export", "--directory", str(tmp_path / "file" / "below")])
+    assert isinstance(result.exception, HeadraceError)
+    assert "--directory" in str(result.exception)
+
+
 def test_json_output_is_one_object() -> None:
     result = CliRunner().invoke(schemas, ["export", "--json"])
     assert "asyncapi.json" in json.loads(result.output)

@@ -1,12 +1,14 @@
 """A change that would break a producer or a consumer is found before it is published."""
 
 import copy
+import json
+import re
 from collections.abc import Callable
 
 import pytest
 
 from schemas.compatibility import Schema, breaking_changes
-from schemas.export import asyncapi, events, files, json_schema, topic_table
+from schemas.export import asyncapi, events, files, json_schema, topic_table, topics
 from schemas.topics import CATALOGUE
 
 OLD: Schema = {
@@ -73,6 +75,10 @@ def test_a_wider_schema_is_compatible(new: Schema) -> None:
             "message.parts[].size: minimum was 0, is 1",
         ),
         (edited("oneOf", value=[{"required": ["id"]}]), "oneOf"),
+        (edited("properties", "parts", "uniqueItems", value=True), "message.parts: uniqueItems was None, is True"),
+        (edited("$defs", "Part", "properties", "size", "multipleOf", value=5), "message.parts[].size: multipleOf"),
+        (edited("dependentRequired", value={"id": ["note"]}), "dependentRequired"),
+        (edited("x-kafka-topic", value="elsewhere"), "x-kafka-topic was None, is elsewhere"),
     ],
 )
 def test_a_breaking_change_is_named_with_its_place(new: Schema, says: str) -> None:
@@ -105,6 +111,30 @@ def test_asyncapi_describes_every_topic_and_resolves_every_reference() -> None:
         assert channel["address"] == topic.name
         for message in channel["messages"].values():
             assert message["$ref"].removeprefix("#/components/messages/") in components["messages"]
+
+
+def test_asyncapi_references_resolve_from_the_root_as_its_tools_resolve_them() -> None:
+    document = asyncapi()
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)))
+    assert references
+    for reference in references:
+        place: object = document
+        for part in reference.removeprefix("#/").split("/"):
+            assert isinstance(place, dict)
+            place = place[part]
+
+
+def test_asyncapi_says_what_the_flows_send_and_receive() -> None:
+    operations = asyncapi()["operations"]
+    assert isinstance(operations, dict)
+    of_topic = {
+        topic.name: {each["action"] for name, each in operations.items() if name.split()[1] == topic.name}
+        for topic in topics()
+    }
+    assert of_topic["documents.uploaded"] == {"receive"}
+    assert of_topic["documents.extracted"] == {"send", "receive"}
+    assert of_topic["results.completed"] == {"send"}
+    assert of_topic["requests.submitted.dlq"] == {"send"}
 
 
 def test_the_topic_table_lists_every_topic() -> None:

@@ -1,11 +1,13 @@
 """The events are the contract: what is written can be read, and what is wrong is refused."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -60,6 +62,27 @@ EXAMPLES: list[Event] = [
 ]
 
 
+PRIVATE = "the board resigns"
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.sampled_from([PRIVATE, "delete", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "QUJD", "0" * 64]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([PRIVATE, "role", "text"]), inner),
+    max_leaves=5,
+)
+
+
+def places(payload: object) -> Iterator[tuple[Any, Any]]:
+    """Every container inside a payload, with each key or index in it."""
+    if isinstance(payload, dict | list):
+        for name, value in payload.items() if isinstance(payload, dict) else enumerate(payload):
+            yield payload, name
+            yield from places(value)
+
+
 def test_the_examples_cover_the_catalogue() -> None:
     assert {type(example) for example in EXAMPLES} == set(events().values())
 
@@ -96,6 +119,7 @@ def test_headers_carry_the_required_cloudevents_attributes(event: Event) -> None
     [
         (DocumentUploaded, {"uri": "file:///a.pdf"}),
         (DocumentUploaded, {"text": "a note"}),
+        (DocumentUploaded, {"uri": ""}),
         (DocumentUploaded, {"document_id": "d", "op": "delete"}),
         (RequestSubmitted, {"prompt": "why?"}),
         (RequestSubmitted, {"messages": [{"role": "user", "content": "why?"}]}),
@@ -133,6 +157,31 @@ def test_a_time_without_an_offset_is_refused() -> None:
 def test_base64_is_the_standard_alphabet() -> None:
     letter = next(event for event in EXAMPLES if isinstance(event, DocumentEmbedded))
     assert json.loads(letter.encode())["chunks"][0]["vector"] == "+/8AAQIDBAU="
+
+
+@pytest.mark.parametrize("vector", [5, 1.5, True, None, [], {}, "AA-_", "AAA", "é"])
+def test_what_is_not_base64_is_refused_like_any_other_wrong_value(vector: object) -> None:
+    with pytest.raises(ValidationError):
+        EmbeddedChunk.model_validate({"chunk_id": "c", "ordinal": 0, "text": "text", "vector": vector})
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_value_anywhere_is_refused_without_being_quoted_or_reads_back_as_it_was(data: st.DataObject) -> None:
+    event = data.draw(st.sampled_from(EXAMPLES))
+    payload = json.loads(event.encode())
+    place, name = data.draw(st.sampled_from(list(places(payload))))
+    place[name] = data.draw(JSON_VALUES)
+    try:
+        accepted = type(event).model_validate_json(json.dumps(payload))
+    except ValidationError as error:
+        accepted, said = None, json.dumps(error.errors(include_input=False, include_context=False, include_url=False))
+    else:
+        said = ""
+    assert PRIVATE not in said
+    if accepted is not None:
+        assert type(event).model_validate_json(accepted.encode()) == accepted
+        jsonschema.validate(json.loads(accepted.encode()), json_schema(type(event)))
 
 
 @given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
