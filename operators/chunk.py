@@ -1,7 +1,7 @@
 """Texts to chunks that fit the embedding model.
 
-Guarantee: every token is in at least one chunk, no chunk has more than `size_tokens`, and the same text gives the same
-chunks. State: offload's pending documents. Dead letters: a text without any token.
+Guarantee: every token is in at least one chunk, no chunk has more than `size_tokens` or `size_chars`, and the same text
+gives the same chunks. State: offload's pending documents. Dead letters: a text without any token.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ class ChunkPolicy:
 
     size_tokens: int = 200  # below MiniLM's 254, which leaves room for a word that is tokenised differently when cut
     overlap_tokens: int = 30  # about a sentence, so that one that is cut in two is whole in one of the chunks
+    size_chars: int = 4_000  # one unbroken "word" of megabytes is a single token; 50 such passages fit a Kafka message
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def cut(
     """
     if not offsets:
         raise Poison("the text has no tokens: nothing in it can be searched for")
+    offsets = [piece for span in offsets for piece in _pieces(span, policy.size_chars)]
+    ends = [end for _, end in offsets]
     section_starts = [section.start for section in sections]
 
     def boundary(token: int) -> _Boundary:
@@ -92,7 +95,8 @@ def cut(
     chunks: list[Chunk] = []
     first = 0
     while True:
-        last = _last_token(first, len(offsets), policy, boundary)
+        within = bisect_right(ends, offsets[first][0] + policy.size_chars)
+        last = _last_token(first, min(first + policy.size_tokens, within), len(offsets), boundary)
         start, end = offsets[first][0], offsets[last - 1][1]
         inside = sections[max(bisect_right(section_starts, start) - 1, 0) : bisect_right(section_starts, end - 1)]
         chunks.append(Chunk(len(chunks), start, end, _label(inside), text[start:end]))
@@ -108,12 +112,17 @@ def _label(sections: Sequence[SectionMark]) -> str | None:
     return first if first == last else f"{first} to {last}"
 
 
-def _last_token(first: int, count: int, policy: ChunkPolicy, boundary: Callable[[int], _Boundary]) -> int:
-    """Where a chunk that begins at `first` ends, exclusive."""
-    limit = first + policy.size_tokens
+def _pieces(span: tuple[int, int], size_chars: int) -> list[tuple[int, int]]:
+    """A token's span, cut where it alone is too long for a chunk."""
+    start, end = span
+    return [(at, min(at + size_chars, end)) for at in range(start, end, size_chars)] or [span]
+
+
+def _last_token(first: int, limit: int, count: int, boundary: Callable[[int], _Boundary]) -> int:
+    """Where a chunk that begins at `first` and may reach to `limit` ends, exclusive."""
     if limit >= count:
         return count
-    middle = first + max(policy.size_tokens // 2, 1)
+    middle = first + max((limit - first) // 2, 1)
     return max(range(middle, limit + 1), key=lambda token: (boundary(token), token))
 
 

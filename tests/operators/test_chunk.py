@@ -44,6 +44,17 @@ def test_every_token_is_in_a_chunk_and_none_is_too_large(text: str, policy: Chun
     assert all(one.start < two.start and one.end < two.end for one, two in pairwise(chunks))
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 50_000, "start " + " " * 50_000 + "end", "字" * 50_000, "a " + "y" * 9_999 + " b"]
+)
+def test_no_chunk_is_longer_than_a_message_can_carry_whatever_the_text_is_made_of(text: str) -> None:
+    policy = ChunkPolicy()
+    chunks = cut(text, [], [match.span() for match in re.finditer(r"\S+", text)], policy)
+    assert all(chunk.end - chunk.start <= policy.size_chars for chunk in chunks)
+    covered = {at for chunk in chunks for at in range(chunk.start, chunk.end)}
+    assert covered >= {at for at, character in enumerate(text) if character != " "}
+
+
 def test_a_short_text_is_one_chunk() -> None:
     (chunk,) = cut("  One line.\n", [], words("  One line.\n"), SMALL)
     assert chunk.text == "One line."
