@@ -21,6 +21,8 @@ from schemas.topics import dead_letter_topic
 
 def _records(letter: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
     yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
+    if not letter.ends_job:
+        return
     yield outgoing(
         StatusChanged(
             job_id=letter.job_id,

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.event import Base64Bytes, Event, Timestamp, derive_id, utc_now
 
+REDRIVE_HEADER = "headrace_redrives"
+"""Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
+
 
 class Header(BaseModel):
     """One Kafka header."""
@@ -38,6 +41,10 @@ class DeadLetter(Event):
     message: str = Field(description="What went wrong, and the way out.")
     attempts: int = Field(ge=1, description="How often it was tried.")
     retryable: bool = Field(description="A redrive may succeed without a change to the message.")
+    ends_job: bool = Field(
+        default=True,
+        description="False: the job itself goes on; only this message, another one under the job's id, was refused.",
+    )
     document_id: str | None = Field(default=None, description="The document, if the message is about one.")
     first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")
     failed_at: Timestamp = Field(default_factory=utc_now, description="When the last attempt failed.")
@@ -51,3 +58,38 @@ class DeadLetter(Event):
     def event_id(self) -> str:
         """One id per original message and step."""
         return derive_id(self.TYPE, self.topic, str(self.partition), str(self.offset), self.step)
+
+    @property
+    def redrives(self) -> int:
+        """How often the message had been redriven before it failed this time."""
+        return redrives(tuple((header.name, header.value) for header in self.message_headers))
+
+
+class DeadLetterRedriven(Event):
+    """A dead letter was produced again to its original topic. Produced by whoever redrives; keyed by `dead_letter_id`.
+
+    It is written after the message itself is durable, so that a redrive which is cut short is repeated, not lost.
+    """
+
+    TYPE: ClassVar[str] = "headrace.dead-letter.redriven.v1"
+
+    dead_letter_id: str = Field(description="`ce_id` of the dead letter.")
+    topic: str = Field(description="Topic that the message was produced to.")
+    redrives: int = Field(ge=1, description="How often the message has now been redriven, as its header says.")
+    redriven_at: Timestamp = Field(default_factory=utc_now, description="When it was.")
+
+    @property
+    def key(self) -> str:
+        """One record per dead letter."""
+        return self.dead_letter_id
+
+    @property
+    def event_id(self) -> str:
+        """One id per dead letter: it is redriven once."""
+        return derive_id(self.TYPE, self.dead_letter_id)
+
+
+def redrives(headers: tuple[tuple[str, bytes], ...]) -> int:
+    """The redrive counter in a message's headers; 0 if it has none that can be read."""
+    counts = [value for name, value in headers if name == REDRIVE_HEADER]
+    return int(counts[-1]) if counts and counts[-1].isdigit() else 0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.dead_letter import DeadLetter
+from schemas.dead_letter import DeadLetter, DeadLetterRedriven
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded
 from schemas.event import Event
 from schemas.jobs import StatusChanged
@@ -46,6 +46,7 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("requests.submitted", RequestSubmitted, "job_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
     Topic("results.completed", ResultCompleted, "job_id", "compact,delete", 30 * DAY_MS, ends_job=True),
     Topic("jobs.status", StatusChanged, "job_id", "compact,delete", 30 * DAY_MS),
+    Topic("dead_letters.redriven", DeadLetterRedriven, "dead_letter_id", "compact,delete", 90 * DAY_MS),
 )
 """Every topic but the dead-letter topics, which follow from it."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.dead_letter import DeadLetter, Header
+from schemas.dead_letter import DeadLetter, DeadLetterRedriven, Header
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded, EmbeddedChunk
 from schemas.event import Event, derive_id
 from schemas.export import events, json_schema
@@ -59,6 +59,7 @@ EXAMPLES: list[Event] = [
         attempts=1,
         retryable=False,
     ),
+    DeadLetterRedriven(job_id="j", dead_letter_id="d", topic="t", redrives=1),
 ]
 
 
