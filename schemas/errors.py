@@ -1,4 +1,4 @@
-"""The three classes of failure: whatever can fail raises one of them; only offload and attempt catch them."""
+"""The classes of failure: whatever can fail raises one of them; only offload and attempt catch them."""
 
 
 class HeadraceError(Exception):
@@ -14,6 +14,13 @@ class Retryable(HeadraceError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(Retryable):
+    """Nothing was attempted: whoever would do the work is out of reach, for this item as for any other.
+
+    It does not count as one of the item's attempts: an outage is lag.
+    """
 
 
 class Poison(HeadraceError):
