@@ -60,6 +60,7 @@ class LocalStack:
                 f"{PREFIX}KAFKA_OPTIONS": "{}",  # those of another broker
                 f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
                 f"{PREFIX}RECOVERY_DIR": str(recovery.resolve()),
+                f"{PREFIX}LEDGER": str(recovery.resolve() / "ledger.sqlite"),  # what it calls published is gone as well
                 f"{PREFIX}FILE_ROOTS": json.dumps([str(root.resolve()) for root in self._file_roots]),
                 f"{PREFIX}DRAIN_S": str(self._drain_s),
             }

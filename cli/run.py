@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from threading import Thread
@@ -12,11 +13,13 @@ import structlog
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 from bytewax.visualize import to_mermaid
+from prometheus_client import start_http_server
 
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.event_loop import EventLoop
+from connectors.kafka.pressure import Pressure
 from connectors.kafka.recovery import RecoveryDirectory
 from connectors.kafka.sink import ReliableProducer
 from connectors.kafka.stop import Stop
@@ -45,6 +48,8 @@ def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_std
             click.echo(to_mermaid(sketch(name)))
         return
     configure_logs(settings.log_level)
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port)
     ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     stop = Stop()
     if until_stdin_closes:
@@ -58,10 +63,16 @@ def _stop_at_end_of_input(stop: Stop, drain_s: float) -> None:
     stop.request(drain_s=drain_s)
 
 
-def run_flows(names: tuple[str, ...], settings: Settings, stop: Stop) -> None:
+def run_flows(
+    names: tuple[str, ...],
+    settings: Settings,
+    stop: Stop,
+    connect: Callable[[Settings, EventLoop, str], Connectors] = Connectors,
+) -> None:
     """Run flows side by side until `stop` or until one fails, which stops the others.
 
-    Raises the failure of the first flow that failed.
+    `connect` makes the connectors: one that wraps some of them lets a test kill the process at a chosen moment. Raises
+    the failure of the first flow that failed.
     """
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -74,11 +85,14 @@ def run_flows(names: tuple[str, ...], settings: Settings, stop: Stop) -> None:
     with ExitStack() as stack:
         directories = {name: stack.enter_context(_recovery(name, settings)) for name in names}
         loop = stack.enter_context(EventLoop())
-        connectors = stack.enter_context(Connectors(settings, loop))
+        owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
+        connectors = stack.enter_context(connect(settings, loop, owner))
         producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
         runs = []
         for name in names:
-            runtime = Runtime(KafkaTopics(producer, settings, name, stop), loop, stop)
+            pressure = Pressure()
+            topics = KafkaTopics(producer, settings, name, stop, pressure)
+            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits)
             flow = build(name, runtime, connectors, settings)
             runs.append(_Run(name, flow, directories[name], settings, stop))
         for each in runs:

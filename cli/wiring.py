@@ -3,17 +3,25 @@
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
 from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
+from connectors.circuit import Circuits
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
+from connectors.kafka.port import Delivered
+from connectors.kafka.pressure import Pressure
 from connectors.kafka.sink import KafkaSink, ReliableProducer
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
+from connectors.ledger.off import NoLedger
+from connectors.ledger.patient import PatientLedger
+from connectors.ledger.port import Ledger
+from connectors.ledger.sql import SqlLedger, Store
 from connectors.llm.port import LLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
@@ -23,6 +31,7 @@ from flows import answer, embed, extract, index, ingest
 from operators.chunk import ChunkPolicy
 from operators.extract import ExtractPolicy
 from operators.infer import INFER
+from operators.paid_once import AmbiguityPolicy
 from operators.runtime import Runtime
 from schemas.event import Event
 from schemas.topics import topic_of
@@ -33,7 +42,10 @@ FLOWS = ("ingest", "extract", "embed", "index", "answer")
 class KafkaTopics:
     """The Topics of one flow on Kafka. All sinks of a process share a producer, so that order per key holds."""
 
-    def __init__(self, producer: ReliableProducer, settings: Settings, flow: str, stop: Stop) -> None:
+    def __init__(
+        self, producer: ReliableProducer, settings: Settings, flow: str, stop: Stop, pressure: Pressure
+    ) -> None:
+        self._pressure = pressure
         self._producer = producer
         self._settings = settings
         self._group_id = f"{settings.group_prefix}.{flow}"
@@ -46,18 +58,24 @@ class KafkaTopics:
             [topic_of(event).name],
             group_id=self._group_id,
             stop=self._stop,
+            pressure=self._pressure,
             config=self._settings.kafka_options,
         )
 
-    def sink(self) -> KafkaSink:
+    def sink(self, delivered: Delivered | None = None) -> KafkaSink:
         """Any topic."""
-        return KafkaSink(self._producer)
+        return KafkaSink(self._producer, delivered)
 
 
 class Connectors:
-    """Builds each connector once, when the first flow needs it, and closes them all."""
+    """Builds each connector once, when the first flow needs it, and closes them all.
 
-    def __init__(self, settings: Settings, loop: EventLoop) -> None:
+    owner: who this process is to the ledger; exclusive.
+    """
+
+    def __init__(self, settings: Settings, loop: EventLoop, owner: str) -> None:
+        self.circuits = Circuits()
+        self._owner = owner
         self._settings = settings
         self._loop = loop
         self._closing = AsyncExitStack()
@@ -123,6 +141,31 @@ class Connectors:
 
         return ExtractiveLLM(self.embedder)
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Paid calls."""
+        ledger = self._open_ledger()
+        self._closing.push_async_callback(ledger.close)
+        return ledger
+
+    def _open_ledger(self) -> Ledger:
+        settings = self._settings
+        where = settings.ledger or str(settings.data_dir / "ledger.sqlite")
+        if where == "off":
+            return NoLedger()
+        store: Store
+        if where.startswith(("postgresql://", "postgres://")):
+            from connectors.ledger.postgres import PostgresStore
+
+            password = settings.ledger_password
+            store = PostgresStore(where, password=None if password is None else password.get_secret_value())
+        else:
+            from connectors.ledger.sqlite import SqliteStore
+
+            store = SqliteStore(Path(where))
+        retention_s = settings.ledger_days * 24 * 3600
+        return PatientLedger(SqlLedger(store, self._owner, retention_s=retention_s), self.circuits.of("ledger"))
+
     def close(self) -> None:
         """Close every connector that was built, the last one first."""
         self._loop.run(self._closing.aclose(), timeout_s=30.0)
@@ -150,7 +193,8 @@ def build(name: str, runtime: Runtime, connectors: Connectors, settings: Setting
         case "index":
             return index.build(runtime, at.store, at.vectors)
         case "answer":
-            return answer.build(runtime, at.embedder, at.vectors, at.llm, inference)
+            ambiguity = AmbiguityPolicy(settings.ambiguous, settings.ambiguous_tenants)
+            return answer.build(runtime, at.embedder, at.vectors, at.llm, at.ledger, inference, ambiguity)
         case _:
             raise LookupError(f"no flow {name!r}; there are {', '.join(FLOWS)}")
 
@@ -162,8 +206,11 @@ class _Absent:
 def sketch(name: str) -> Dataflow:
     """The flow of that name on nothing, to be drawn and never run: loads no model, opens no index."""
     absent: Any = _Absent()
-    connectors = SimpleNamespace(store=absent, parser=absent, embedder=absent, vectors=absent, llm=absent)
-    topics = KafkaTopics(ReliableProducer("localhost"), Settings(kafka_bootstrap="localhost"), name, Stop())
+    connectors = SimpleNamespace(
+        store=absent, parser=absent, embedder=absent, vectors=absent, llm=absent, ledger=NoLedger()
+    )
+    settings = Settings(kafka_bootstrap="localhost")
+    topics = KafkaTopics(ReliableProducer("localhost"), settings, name, Stop(), Pressure())
     return build(name, Runtime(topics, absent, Stop()), cast("Connectors", connectors), Settings())
 
 

@@ -66,6 +66,25 @@ class Settings(BaseSettings):
     llm_api_key: SecretStr | None = Field(default=None, description="Key of the endpoint.")
     infer_capacity: int = Field(default=256, ge=1, le=10_000, description="Inferences in flight per process.")
     infer_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="Seconds per attempt of an inference.")
+    ledger: str | None = Field(
+        default=None,
+        description="Where paid calls are recorded: a file (SQLite, for one node), a `postgresql://` URL, or `off`; "
+        "default: `<data_dir>/ledger.sqlite`.",
+    )
+    ledger_password: SecretStr | None = Field(default=None, description="Password for a PostgreSQL ledger.")
+    ledger_days: float = Field(
+        default=7.0, gt=0, le=3650, description="Days for which a repeated request gets its stored answer."
+    )
+    ambiguous: Literal["retry", "dead_letter"] = Field(
+        default="retry",
+        description="What becomes of a request whose call a crash interrupted, and which may have been billed.",
+    )
+    ambiguous_tenants: dict[str, Literal["retry", "dead_letter"]] = Field(
+        default_factory=dict, description='Tenants that want it otherwise, as JSON: `{"acme": "dead_letter"}`.'
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="Port for Prometheus, on all interfaces; none by default."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity logged."
     )
@@ -100,7 +119,8 @@ def load() -> Settings:
         if not fault["loc"]:
             raise ValueError(fault["msg"].removeprefix("Value error, ")) from None
         name = f"{PREFIX}{str(fault['loc'][0]).upper()}"
-        shown = "" if "api_key" in str(fault["loc"][0]) else f"={fault['input']!r:.200}"
+        secret = any(word in str(fault["loc"][0]) for word in ("api_key", "password", "ledger"))
+        shown = "" if secret else f"={fault['input']!r:.200}"
         raise ValueError(f"{name}{shown}: {fault['msg']}") from None
     except SettingsError as error:  # a value that should be JSON and is not; its message names the field
         field = str(error).split('"')[1] if '"' in str(error) else "?"

@@ -20,6 +20,7 @@ from schemas.documents import DocumentExtracted, DocumentUploaded, SectionMark
 from schemas.errors import Poison
 
 EXTRACT = OffloadPolicy(
+    dependency="object_store",
     capacity=4,  # two parser processes, and two documents that are being read meanwhile
     backlog=12,
     timeout_s=120.0,  # of reading and parsing, with the wait for a free parser

@@ -15,7 +15,7 @@ from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.documents import DocumentEmbedded, DocumentIndexed
 
-INDEX = OffloadPolicy(capacity=64, backlog=64, timeout_s=60.0, keep_key_order=True)
+INDEX = OffloadPolicy(dependency="vector_index", capacity=64, backlog=64, timeout_s=60.0, keep_key_order=True)
 
 
 def points(document: DocumentEmbedded) -> list[Point]:

@@ -1,19 +1,23 @@
 """Prompts to answers.
 
-Guarantee: as offload's; a call in flight at a crash is made again. State: offload's pending requests with their
-passages. Dead letters: a prompt that the model refuses; a model that failed at every attempt; a passed deadline.
+Guarantee: as offload's, and an answer once in the ledger is never inferred again (`operators.paid_once`). State:
+offload's pending requests with their passages. Dead letters: a prompt that the model refuses; a model that failed at
+every attempt; a passed deadline; and those of `paid_once`.
 """
 
+import hashlib
 from time import monotonic
 
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
+from connectors.ledger.port import Ledger, Usage
 from connectors.llm.port import LLM, Completion, Message, Passage, Prompt
 from connectors.vector_index.port import Hit
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
+from operators.paid_once import AmbiguityPolicy, PaidOnce
 from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
 from schemas.errors import Retryable
@@ -22,6 +26,7 @@ from schemas.requests import RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
 
 INFER = OffloadPolicy(
+    dependency="llm",
     capacity=256,  # calls are waits: what limits them is the endpoint
     backlog=256,
     timeout_s=120.0,  # twice the slowest call that the flow is meant for
@@ -54,6 +59,21 @@ def cite(hit: Hit, number: int) -> Citation:
         text=hit.text,
         score=hit.score,
     )
+
+
+def request_hash(retrieved: RetrievedRequest) -> str:
+    """SHA-256 of what is asked, whatever its JSON looked like: two requests of equal hash have the same answer.
+
+    Without the passages: they may change between a request and its replay.
+    """
+    asked = retrieved.request.model_dump_json(include={"kind", "collection", "passages", "max_tokens"})
+    turns = "".join(f"{turn.role}:{len(turn.content)}:{turn.content}" for turn in retrieved.request.turns)
+    return hashlib.sha256(f"{asked}{turns}".encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def usage_of(result: ResultCompleted) -> Usage:
+    """What the ledger keeps of the bill."""
+    return Usage(result.usage.prompt_tokens, result.usage.completion_tokens)
 
 
 async def complete(llm: LLM, prompt: Prompt) -> Completion:
@@ -94,11 +114,20 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> ResultComple
 
 @operator
 def infer(
-    step_id: str, up: KeyedStream[Envelope[RetrievedRequest]], llm: LLM, policy: OffloadPolicy, runtime: Runtime
+    step_id: str,
+    up: KeyedStream[Envelope[RetrievedRequest]],
+    llm: LLM,
+    ledger: Ledger,
+    policy: OffloadPolicy,
+    ambiguity: AmbiguityPolicy,
+    runtime: Runtime,
 ) -> Outcome[ResultCompleted]:
-    """Answer each request."""
+    """Answer each request, and pay for it once."""
 
     async def work(envelope: Envelope[RetrievedRequest]) -> ResultCompleted:
         return await answer(envelope, llm)
 
-    return offload("work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime)
+    once = PaidOnce(ledger, ResultCompleted, request_hash, usage_of, policy.attempts, ambiguity)
+    return offload(
+        "work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime, around=once, same=request_hash
+    )

@@ -1,15 +1,24 @@
 """Slow calls beside the dataflow: the one operator that waits for models, parsers, indexes and networks.
 
-Guarantee: every message that enters leaves once, as a result or as a dead letter, across crashes and restarts
-(at least once: a call in flight at a crash is made again). Nothing waits for ever.
+Guarantee: every message that enters leaves once, as a result or as a dead letter, across crashes and restarts. A call
+in flight at a crash is made again, unless an `around` knows better (`operators.paid_once`). Nothing waits for ever,
+except for a dependency that is out.
 
-* Bounded: at most `capacity` calls in flight and `backlog` waiting per process and step; beyond that `on_batch`
-  blocks, which stalls the source and shows as consumer lag.
-* In flight is state: each snapshot holds the pending messages and their failed attempts; a restart calls again.
+* Bounded: at most `capacity` calls in flight. With `backlog` more messages waiting, the flow's sources are told to read
+  no further, which shows as consumer lag; what is on its way by then is still taken in, up to OVERSHOOT messages, then
+  `on_batch` blocks.
+* In flight is state: each snapshot holds the pending messages and their failed attempts, so that a restart neither
+  forgets a message nor gives it new attempts. (A crash forgets what failed since the last snapshot.)
 * Timeout per attempt, deadline per job; a call that runs into either is cancelled.
 * Retry with exponential backoff and full jitter; `Retry-After` is a lower bound. A message waiting for its next attempt
-  occupies no capacity.
+  occupies no capacity. Poison is not retried; Fatal stops the flow. `schemas.errors` has the classes, and each port
+  says which status or exception is which.
+* An outage is waiting: while the circuit of the step's dependency is open, nothing is called, and nothing is held
+  against the message (`connectors.circuit`). Its deadline still ends it.
+* Fair: who waits for capacity is served round-robin by tenant.
 * Order: keys overtake each other; with `keep_key_order` the messages of one key go one at a time.
+* Coalesced: with `same`, a message that asks for what is already in flight under its key makes no call of its own, and
+  ends with the one that does.
 * Stop: a wish to stop ends the wait for capacity, gives pending calls until its deadline, and leaves the rest in the
   snapshot. A natural end of input waits for every call.
 
@@ -20,10 +29,12 @@ workers and an idle one costs nothing. Dead letters: poison at once, retryable a
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Condition
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -34,13 +45,15 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from pydantic import TypeAdapter, ValidationError
 
+from connectors.circuit import Permit
 from connectors.kafka.record import OutgoingRecord
-from operators.envelope import Envelope
+from operators.envelope import Envelope, Job
+from operators.fair_slots import FairSlots
 from operators.outcome import Outcome, bury, flow_step, split
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, Poison, Retryable
+from schemas.errors import Fatal, GaveUp, Poison, Retryable, TookTooLong, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
 
@@ -50,6 +63,7 @@ Y = TypeVar("Y")
 Work = Callable[[Envelope[X]], Awaitable[Y]]
 """One call: awaited on the process's event loop, cancelled on timeout. Raises Retryable, Poison or Fatal."""
 
+OVERSHOOT = 512  # what sources have handed on before they see the pressure: 64 records of each of 8 partitions
 LANES = 16  # more than a flow has workers; each busy lane costs one wake-up per POLL
 POLL = timedelta(milliseconds=10)  # latency added to a call of seconds; 16 lanes wake 1,600 times a second at the most
 
@@ -60,6 +74,7 @@ class OffloadPolicy:
 
     capacity: int = 64  # calls in flight per process
     backlog: int = 64  # messages waiting besides, so that a slot never idles until the next batch arrives
+    dependency: str | None = None  # whose circuit guards the calls; without one, every failure counts
     timeout_s: float = 60.0  # per attempt
     attempts: int = 5  # in all; with the backoff below they span about half a minute
     backoff_base_s: float = 0.5  # the first wait is drawn from 0 to this
@@ -80,56 +95,115 @@ def backoff_s(policy: OffloadPolicy, failures: int, *, retry_after_s: float | No
     return max(random.uniform(0.0, ceiling), retry_after_s or 0.0)  # noqa: S311  # spreads load, protects no secret
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """Something to emit; the message it settles, if it settles one."""
-
-    key: str
-    item: object  # Envelope[Y] | DeadLetter | StatusChanged
-    settles: int | None = None
-
-
 @dataclass
-class _Pending(Generic[X]):
+class Pending(Generic[X]):
     """A message taken in and not yet settled."""
 
     number: int  # within its lane
     key: str
     envelope: Envelope[X]
-    failures: int = 0
+    failures: int = 0  # failed attempts so far; `around` may know better
     first_failed_at: datetime | None = None
+    identity: str | None = None  # with `same`: what it asks for
+    followers: list[int] = field(default_factory=list)  # numbers of those that ask for the same, and end with it
+    settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What `around` returns for a message that needs neither a result nor a dead letter: its job has ended already."""
+
+
+Around = Callable[[Pending[X], Callable[[], Awaitable[Y]]], Awaitable[Y | Dropped]]
+"""Runs before and after each attempt, which it makes, or does not make, by its second argument. It raises what `work`
+does. The attempt's timeout holds for the call alone."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Something to emit, if it is not Dropped; the message that it settles, if it settles one."""
+
+    key: str
+    item: object  # Envelope[Y] | DeadLetter | StatusChanged | Dropped | Fatal
+    settles: int | None = None
+
+
+@asynccontextmanager
+async def _until_deadline(job: Job) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded when the job's deadline passes inside."""
+    if job.deadline is None:
+        yield
+        return
+    left_s = (job.deadline - utc_now()).total_seconds()
+    if left_s <= 0:
+        raise _deadline_exceeded(job)
+    try:
+        async with asyncio.timeout(left_s) as timeout:
+            yield
+    except TimeoutError as error:
+        if not timeout.expired():
+            raise
+        raise _deadline_exceeded(job) from error
+
+
+def _deadline_exceeded(job: Job, last: Exception | None = None) -> DeadlineExceeded:
+    passed = "" if job.deadline is None else f" {job.deadline.isoformat()}"
+    failure = "" if last is None else f" (the last attempt failed: {last})"
+    return DeadlineExceeded(f"the job's deadline{passed} has passed; submit it again with a later one{failure}")
 
 
 class _Step(Generic[X, Y]):
     """What the lanes of one step share in a process: the work, the bound, and the codec of their snapshots."""
 
-    def __init__(self, name: str, work: Work[X, Y], body: type[X], policy: OffloadPolicy, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        name: str,
+        work: Work[X, Y],
+        body: type[X],
+        policy: OffloadPolicy,
+        runtime: Runtime,
+        around: Around[X, Y] | None,
+        same: Callable[[X], str] | None,
+    ) -> None:
         self.name = name
-        self.work = work
         self.policy = policy
         self.runtime = runtime
+        self.same = same
         self.codec: TypeAdapter[Envelope[X]] = TypeAdapter(Envelope[body])  # type: ignore[valid-type]  # made at run time
         self.settled = Condition()
+        self._work = work
+        self._around = around
         self._unsettled = 0
-        self._slots = asyncio.Semaphore(policy.capacity)
+        self._slots = FairSlots(policy.capacity)
+        self._circuit = None if policy.dependency is None else runtime.circuits.of(policy.dependency)
 
     def enter(self, *, wait: bool) -> None:
-        """Count one more message; blocks while the bound is reached, unless the flow is to stop."""
+        """Count one more message; blocks far beyond the bound, unless the flow is to stop."""
         bound = self.policy.capacity + self.policy.backlog
         with self.settled:
-            while wait and self._unsettled >= bound and not self.runtime.stop.requested:
+            while wait and self._unsettled >= bound + OVERSHOOT and not self.runtime.stop.requested:
                 self.settled.wait(0.1)  # a wish to stop does not notify: look for it ten times a second
             self._unsettled += 1
+            if self._unsettled >= bound:
+                self.runtime.pressure.rise(self.name)
 
-    def leave(self) -> None:
-        """Count one less, and wake whoever waits."""
+    def join(self, pending: Pending[X], leader: Pending[X]) -> None:
+        """Count a message that ends with another one; never blocks, since it costs no call."""
         with self.settled:
-            self._unsettled -= 1
+            leader.followers.append(pending.number)
+            if not leader.settled:
+                self._unsettled += 1
+
+    def leave(self, pending: Pending[X]) -> None:
+        """Count a message less, with those that end with it, and wake whoever waits."""
+        with self.settled:
+            pending.settled = True
+            self._unsettled -= 1 + len(pending.followers)
+            if self._unsettled < self.policy.capacity + self.policy.backlog:
+                self.runtime.pressure.fall(self.name)
             self.settled.notify_all()
 
-    def status(
-        self, pending: _Pending[X], state: JobState, *, attempt: int, detail: str | None = None
-    ) -> StatusChanged:
+    def status(self, pending: Pending[X], state: JobState, *, attempt: int, detail: str | None = None) -> StatusChanged:
         job = pending.envelope.job
         return StatusChanged(
             job_id=job.job_id,
@@ -141,54 +215,87 @@ class _Step(Generic[X, Y]):
             detail=detail,
         )
 
-    async def settle(self, pending: _Pending[X], emit: Callable[[_Ready], None]) -> None:
-        """Call until there is a result or a dead letter, and emit it."""
+    async def settle(self, pending: Pending[X], emit: Callable[[_Ready], None]) -> None:  # noqa: C901  # a branch per class
+        """Try until there is a result or a dead letter, and emit it."""
+        waits = 0
+        failure: Retryable
         while True:
             try:
-                async with self._slots:
-                    result = await self._call(pending.envelope)
+                result = await self._attempt(pending)
+            except Unavailable as error:  # nothing was attempted: wait, and say so once
+                if waits == 0:
+                    status = self.status(
+                        pending, JobState.RETRYING, attempt=pending.failures + 1, detail=f"waiting: {error}"
+                    )
+                    emit(_Ready(pending.key, status))
+                waits += 1
+                wait_s, failure = backoff_s(self.policy, waits, retry_after_s=error.retry_after_s), error
             except Retryable as error:
                 pending.failures += 1
                 pending.first_failed_at = pending.first_failed_at or utc_now()
-                wait_s = backoff_s(self.policy, pending.failures, retry_after_s=error.retry_after_s)
-                if pending.failures >= self.policy.attempts or self._too_late(pending.envelope, wait_s):
-                    item: Envelope[Y] | DeadLetter | Fatal = self._bury(pending, error)
+                if pending.failures >= self.policy.attempts:
+                    item: Envelope[Y] | DeadLetter | Dropped | Fatal = self._bury(pending, error)
                     break
+                wait_s, failure = backoff_s(self.policy, pending.failures, retry_after_s=error.retry_after_s), error
                 attempt = pending.failures + 1
                 detail = f"attempt {attempt} of {self.policy.attempts} in {wait_s:.1f} s: {error}"
                 emit(_Ready(pending.key, self.status(pending, JobState.RETRYING, attempt=attempt, detail=detail)))
-                await asyncio.sleep(wait_s)
             except Fatal as error:
                 item = error
                 break
             except Exception as error:  # noqa: BLE001  # one message failed; any exception in an operator ends the flow
-                pending.failures += 1
+                if not isinstance(error, GaveUp):
+                    pending.failures += 1
                 item = self._bury(pending, error)
                 break
             else:
-                item = pending.envelope.carrying(result)
+                item = result if isinstance(result, Dropped) else pending.envelope.carrying(result)
                 break
+            if self._too_late(pending.envelope, wait_s):
+                item = self._bury(pending, _deadline_exceeded(pending.envelope.job, failure))
+                break
+            await asyncio.sleep(wait_s)
         emit(_Ready(pending.key, item, settles=pending.number))
-        self.leave()
+        self.leave(pending)
 
-    async def _call(self, envelope: Envelope[X]) -> Y:
-        limit_s = self.policy.timeout_s
-        deadline = envelope.job.deadline
-        if deadline is not None:
-            left_s = (deadline - utc_now()).total_seconds()
-            if left_s <= 0:
-                raise DeadlineExceeded(
-                    f"the job's deadline {deadline.isoformat()} has passed; submit it again with a later one"
-                )
-            limit_s = min(limit_s, left_s)
+    async def _attempt(self, pending: Pending[X]) -> Y | Dropped:
+        job = pending.envelope.job
+        async with AsyncExitStack() as held:
+            async with _until_deadline(job):
+                await held.enter_async_context(self._slots.slot(job.tenant))
+                permit = await held.enter_async_context(self._circuit.permit(job.job_id)) if self._circuit else None
+            call = partial(self._call, pending.envelope, permit)
+            return await (call() if self._around is None else self._around(pending, call))
+
+    async def _call(self, envelope: Envelope[X], permit: Permit | None) -> Y:
+        """One call under its limits; what becomes of it is told to the circuit."""
         try:
-            async with asyncio.timeout(limit_s):
-                return await self.work(envelope)
+            async with _until_deadline(envelope.job):
+                result = await self._within_timeout(envelope)
+        except (DeadlineExceeded, TookTooLong):  # say nothing about the dependency
+            raise
+        except Retryable as error:
+            if permit is None or permit.failed(error):
+                raise
+            raise Unavailable(str(error), retry_after_s=error.retry_after_s) from error
+        except Poison:
+            if permit is not None:
+                permit.succeeded()
+            raise
+        if permit is not None:
+            permit.succeeded()
+        return result
+
+    async def _within_timeout(self, envelope: Envelope[X]) -> Y:
+        try:
+            async with asyncio.timeout(self.policy.timeout_s) as timeout:
+                return await self._work(envelope)
         except TimeoutError as error:
-            raise Retryable(f"no answer within {limit_s:.1f} s") from error
+            limit = f" within {self.policy.timeout_s:.1f} s" if timeout.expired() else ": it timed out"
+            raise Retryable(f"no answer{limit}") from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task is not None and task.cancelling():  # the process ends: the message is in the snapshot
+            if task is not None and task.cancelling():  # by the deadline, or because the process ends
                 raise
             raise Retryable("the call was cancelled from within") from error
 
@@ -197,7 +304,7 @@ class _Step(Generic[X, Y]):
         deadline = envelope.job.deadline
         return deadline is not None and utc_now() + timedelta(seconds=wait_s) >= deadline
 
-    def _bury(self, pending: _Pending[X], error: Exception) -> DeadLetter:
+    def _bury(self, pending: Pending[X], error: Exception) -> DeadLetter:
         return bury(
             pending.envelope.job,
             pending.envelope.record,
@@ -218,10 +325,11 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
     def __init__(self, step: _Step[X, Y], resume: _Snapshot | None) -> None:
         self._step = step
         self._ready: deque[_Ready] = deque()  # appended to by the loop's thread, emptied by the worker's
-        self._pending: dict[int, _Pending[X]] = {}  # by number: in order of arrival
+        self._pending: dict[int, Pending[X]] = {}  # by number: in order of arrival
         self._queues: dict[
-            str, deque[_Pending[X]]
+            str, deque[Pending[X]]
         ] = {}  # with keep_key_order: of each key, the first one is being worked on
+        self._leaders: dict[str, Pending[X]] = {}  # with `same`: those that call, by what they ask for
         self._numbers = 0
         self._poll_at = datetime.now(UTC) + POLL  # at once after a restart: no new message need ever come to this lane
         for key, plain, failures, first_failed_at in self._restore(resume):
@@ -247,11 +355,17 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
 
     def _take(
         self, key: str, envelope: Envelope[X], failures: int = 0, first_failed_at: datetime | None = None, *, wait: bool
-    ) -> _Pending[X]:
-        self._step.enter(wait=wait)
+    ) -> Pending[X]:
         self._numbers += 1
-        pending = _Pending(self._numbers, key, envelope, failures, first_failed_at)
+        pending = Pending(self._numbers, key, envelope, failures, first_failed_at)
         self._pending[pending.number] = pending
+        if self._step.same is not None:
+            pending.identity = f"{len(key)}:{key}{self._step.same(envelope.body)}"
+            leader = self._leaders.setdefault(pending.identity, pending)
+            if leader is not pending:
+                self._step.join(pending, leader)
+                return pending
+        self._step.enter(wait=wait)
         if self._step.policy.keep_key_order:
             queue = self._queues.setdefault(key, deque())
             queue.append(pending)
@@ -260,7 +374,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         self._start(pending)
         return pending
 
-    def _start(self, pending: _Pending[X]) -> None:
+    def _start(self, pending: Pending[X]) -> None:
         future = self._step.runtime.loop.submit(self._step.settle(pending, self._ready.append))
         future.add_done_callback(self._stop_if_unsettled)
 
@@ -277,11 +391,18 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             ready = self._ready.popleft()
             if isinstance(ready.item, Fatal):
                 raise ready.item
-            emitted.append((ready.key, ready.item))
+            if not isinstance(ready.item, Dropped):
+                emitted.append((ready.key, ready.item))
             if ready.settles is not None:
-                del self._pending[ready.settles]
-                self._start_next(ready.key)
+                self._settle(self._pending.pop(ready.settles))
         return emitted
+
+    def _settle(self, pending: Pending[X]) -> None:
+        for number in pending.followers:
+            del self._pending[number]
+        if pending.identity is not None:
+            del self._leaders[pending.identity]
+        self._start_next(pending.key)
 
     def _start_next(self, key: str) -> None:
         queue = self._queues.get(key)
@@ -301,7 +422,9 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         emitted: list[tuple[str, object]] = []
         for key, envelope in values:
             pending = self._take(key, envelope, wait=True)
-            emitted.append((key, self._step.status(pending, JobState.RUNNING, attempt=1)))
+            leads = pending.identity is None or self._leaders[pending.identity] is pending
+            detail = None if leads else "the same request is being worked on already: this one ends with it"
+            emitted.append((key, self._step.status(pending, JobState.RUNNING, attempt=1, detail=detail)))
         return self._emit(emitted + self._collect())
 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
@@ -342,13 +465,19 @@ def offload(
     body: type[X],
     policy: OffloadPolicy,
     runtime: Runtime,
+    around: Around[X, Y] | None = None,
+    same: Callable[[X], str] | None = None,
 ) -> Outcome[Y]:
     """Call `work` for each message; see the module's docstring for what is guaranteed.
 
     `body` is the class of the bodies that come in: a pydantic model or a dataclass of plain values, since pending ones
-    are part of the recovery state. Each message's status is emitted here: running, and retrying before every retry.
+    are part of the recovery state. `same` tells what a body asks for, so that equal requests of one key are coalesced;
+    it is not for steps that keep the order of a key. Each message's status is emitted here: running, and retrying
+    before every retry.
     """
-    step = _Step(flow_step(step_id), work, body, policy, runtime)
+    if same is not None and policy.keep_key_order:
+        raise ValueError(f"{step_id}: what is coalesced overtakes what keeps its order; choose one of them")
+    step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None

@@ -16,7 +16,7 @@ from bytewax.operators import KeyedStream
 from connectors.kafka.record import Record
 from operators.envelope import Envelope, Job
 from schemas.dead_letter import DeadLetter, Header
-from schemas.errors import Fatal, HeadraceError, Retryable
+from schemas.errors import Fatal, GaveUp, HeadraceError, Refused, Retryable
 from schemas.event import utc_now
 
 X = TypeVar("X")
@@ -49,6 +49,7 @@ def bury(
             "unexpected exception", step=step, job_id=job.job_id, exc_type=type(error).__name__, where=_where(error)
         )
     now = utc_now()
+    retryable = isinstance(error, Retryable | GaveUp)
     return DeadLetter(
         job_id=job.job_id,
         tenant=job.tenant,
@@ -60,11 +61,12 @@ def bury(
         message_value=record.value,
         message_headers=tuple(Header(name=name, value=value) for name, value in record.headers),
         step=step,
-        error_class="retryable" if isinstance(error, Retryable) else "poison",
+        error_class="retryable" if retryable else "poison",
         error_type=type(error).__name__,
         message=message,
         attempts=attempts,
-        retryable=isinstance(error, Retryable),
+        retryable=retryable,
+        ends_job=not isinstance(error, Refused),
         first_failed_at=first_failed_at or now,
         failed_at=now,
     )

@@ -3,7 +3,7 @@
 Guarantee: an event taken is delivered before the flow's next snapshot, or the flow stops. State: none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 import bytewax.operators as op
@@ -28,10 +28,29 @@ def outgoing(event: Event, *, step: str, topic: str | None = None, traceparent: 
 
 
 @operator
-def produce(step_id: str, up: KeyedStream[Envelope[E]], event: type[E], runtime: Runtime) -> None:
-    """Write each body to the topic of `event`; where that topic ends the job, its status becomes completed."""
+def produce(
+    step_id: str,
+    up: KeyedStream[Envelope[E]],
+    event: type[E],
+    runtime: Runtime,
+    published: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+) -> None:
+    """Write each body to the topic of `event`; where that topic ends the job, its status becomes completed.
+
+    `published` is called with the keys of events that the broker has acknowledged; nobody waits for it.
+    """
     step = flow_step(step_id)
-    ends_job = topic_of(event).ends_job
+    topic = topic_of(event)
+    ends_job = topic.ends_job
+
+    async def tell(keys: Sequence[str]) -> None:
+        if published is not None:
+            await published(keys)
+
+    def delivered(records: Sequence[OutgoingRecord]) -> None:
+        keys = [record.key.decode() for record in records if record.topic == topic.name]
+        if keys and published is not None:
+            runtime.loop.submit(tell(keys))
 
     def records(envelope: Envelope[E]) -> Iterable[OutgoingRecord]:
         yield outgoing(envelope.body, step=step, traceparent=envelope.record.header("traceparent"))
@@ -48,4 +67,4 @@ def produce(step_id: str, up: KeyedStream[Envelope[E]], event: type[E], runtime:
                 step=step,
             )
 
-    op.output("write", op.flat_map_value("records", up, records), runtime.topics.sink())
+    op.output("write", op.flat_map_value("records", up, records), runtime.topics.sink(delivered))

@@ -18,7 +18,7 @@ from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.requests import RequestSubmitted
 
-RETRIEVE = OffloadPolicy(capacity=64, backlog=64, timeout_s=30.0)
+RETRIEVE = OffloadPolicy(dependency="vector_index", capacity=64, backlog=64, timeout_s=30.0)
 
 
 @dataclass(frozen=True)

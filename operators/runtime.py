@@ -1,9 +1,11 @@
-"""What every operator of a flow shares: its topics, the loop for slow calls, and the wish to stop."""
+"""What every operator of a flow shares: its topics, the loop for slow calls, and how it is told to wait or to end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from connectors.circuit import Circuits
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
+from connectors.kafka.pressure import Pressure
 from connectors.kafka.stop import Stop
 
 
@@ -14,3 +16,5 @@ class Runtime:
     topics: Topics
     loop: EventLoop
     stop: Stop
+    pressure: Pressure = field(default_factory=Pressure)  # its sources obey the same one
+    circuits: Circuits = field(default_factory=Circuits)  # shared by the flows of a process

@@ -23,8 +23,20 @@ class Unavailable(Retryable):
     """
 
 
+class TookTooLong(Retryable):
+    """This item was too much for the time that it got; that says nothing about the next one."""
+
+
 class Poison(HeadraceError):
     """This item can never work, and says nothing about the next one: malformed, too large, encrypted, refused."""
+
+
+class Refused(Poison):
+    """This message, not its job: the job that it names is another one, and goes on."""
+
+
+class GaveUp(HeadraceError):
+    """No further attempt is made by itself, though one may succeed: a person may redrive it."""
 
 
 class Fatal(HeadraceError):

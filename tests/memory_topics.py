@@ -8,6 +8,7 @@ from bytewax.inputs import Source
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.testing import TestingSource
 
+from connectors.kafka.port import Delivered
 from connectors.kafka.record import OutgoingRecord, Record
 from schemas.dead_letter import DeadLetter
 from schemas.event import Event
@@ -27,25 +28,31 @@ def record(event: Event | bytes, *, topic: str | None = None, offset: int = 0, k
 
 
 class _ListPartition(StatefulSinkPartition[OutgoingRecord, None]):
-    def __init__(self, written: list[OutgoingRecord]) -> None:
+    def __init__(self, written: list[OutgoingRecord], delivered: Delivered | None) -> None:
         self._written = written
+        self._delivered = delivered
+        self._sent: list[OutgoingRecord] = []
 
     def write_batch(self, values: list[OutgoingRecord]) -> None:
         self._written.extend(values)
+        self._sent.extend(values)
 
     def snapshot(self) -> None:
-        return None
+        if self._delivered is not None and self._sent:
+            self._delivered(self._sent)
+        self._sent = []
 
 
 class _ListSink(FixedPartitionedSink[OutgoingRecord, None]):
-    def __init__(self, written: list[OutgoingRecord]) -> None:
+    def __init__(self, written: list[OutgoingRecord], delivered: Delivered | None) -> None:
         self._written = written
+        self._delivered = delivered
 
     def list_parts(self) -> list[str]:
         return ["0"]
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ListPartition:  # noqa: ARG002
-        return _ListPartition(self._written)
+        return _ListPartition(self._written, self._delivered)
 
 
 class MemoryTopics:
@@ -61,9 +68,9 @@ class MemoryTopics:
         del event
         return TestingSource(self._entries, self._batch_size)
 
-    def sink(self) -> _ListSink:
+    def sink(self, delivered: Delivered | None = None) -> _ListSink:
         """Keeps what is written."""
-        return _ListSink(self.written)
+        return _ListSink(self.written, delivered)
 
     def on(self, topic: str) -> list[dict[str, object]]:
         """The payloads written to a topic."""

@@ -52,7 +52,7 @@ class PostgresServer:
     def create(self) -> None:
         """Make the data and start."""
         data = self._directory / "data"
-        command = [self._programs / "initdb", "--no-sync", "--auth=trust", "--username=postgres", "-D", data]
+        command = [str(self._programs / "initdb"), "--no-sync", "--auth=trust", "--username=postgres", "-D", str(data)]
         subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=self._directory)
         for attempt in range(_TRIES):
             with socket.socket() as probe:

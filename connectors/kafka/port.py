@@ -1,5 +1,6 @@
 """The port through which flows meet their topics: Kafka in production, memory in tests."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bytewax.inputs import Source
@@ -7,6 +8,8 @@ from bytewax.outputs import Sink
 
 from connectors.kafka.record import OutgoingRecord, Record
 from schemas.event import Event
+
+Delivered = Callable[[Sequence[OutgoingRecord]], None]
 
 
 class Topics(Protocol):
@@ -16,6 +19,9 @@ class Topics(Protocol):
         """Everything on the topic of `event`, from where the flow stopped."""
         ...
 
-    def sink(self) -> Sink[tuple[str, OutgoingRecord]]:
-        """Writes records to whatever topic they name; what it took is delivered before the next snapshot."""
+    def sink(self, delivered: Delivered | None = None) -> Sink[tuple[str, OutgoingRecord]]:
+        """Writes records to whatever topic they name; what it took is delivered before the next snapshot.
+
+        `delivered` is told the records that the broker has acknowledged, after each flush, on the worker's thread.
+        """
         ...

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
@@ -48,6 +49,18 @@ class RecoveryDirectory:
         if self._lock is None:
             raise RuntimeError(f"{self._path}: enter the recovery directory before use")
         return RecoveryConfig(str(self._store))
+
+    @property
+    def identity(self) -> str:
+        """An id as old as the directory. Whoever holds the lock is the only one to have it; only while entered."""
+        if self._lock is None:
+            raise RuntimeError(f"{self._path}: enter the recovery directory before use")
+        file = self._path / "identity"
+        if not file.exists():
+            unfinished = self._path / "identity.new"
+            unfinished.write_text(uuid4().hex)
+            unfinished.rename(file)
+        return file.read_text()
 
     @property
     def _store(self) -> Path:

@@ -12,6 +12,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from connectors.kafka.client import ConnectionErrors, base_config, cause
+from connectors.kafka.port import Delivered
 from connectors.kafka.record import OutgoingRecord
 from schemas.errors import Fatal, HeadraceError, Retryable
 
@@ -145,8 +146,9 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, None]):
     they bound how many workers write. They cost nothing, and keep their number for the life of a recovery directory.
     """
 
-    def __init__(self, producer: ReliableProducer, *, parts: int = 8) -> None:
+    def __init__(self, producer: ReliableProducer, delivered: Delivered | None = None, *, parts: int = 8) -> None:
         self._producer = producer
+        self._delivered = delivered
         self._parts = parts
 
     def list_parts(self) -> list[str]:
@@ -155,16 +157,20 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, None]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
         """Nothing to resume: what was not acknowledged before the snapshot comes again from upstream."""
-        return _KafkaSinkPartition(self._producer.outbox())
+        return _KafkaSinkPartition(self._producer.outbox(), self._delivered)
 
 
 class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, None]):
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, delivered: Delivered | None) -> None:
         self._outbox = outbox
+        self._delivered = delivered
+        self._sent: list[OutgoingRecord] = []  # since the last flush, if anybody wants to know
 
     def write_batch(self, values: list[OutgoingRecord]) -> None:
         for record in values:
             self._outbox.send(record)
+        if self._delivered is not None:
+            self._sent += values
 
     def snapshot(self) -> None:
         """Wait for the broker. At the end as well, which is why there is no close().
@@ -172,3 +178,6 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, None]):
         Bytewax closes while it unwinds from a failure, too, and to raise again there aborts the process (SIGABRT).
         """
         self._outbox.flush()
+        if self._delivered is not None and self._sent:
+            self._delivered(self._sent)
+            self._sent = []

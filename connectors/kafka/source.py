@@ -25,6 +25,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, watermarks
+from connectors.kafka.pressure import Pressure
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from schemas.errors import Fatal, Retryable
@@ -241,19 +242,21 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     - `topics`: must exist.
     - `group_id`: under which lag is visible. Nothing may subscribe with it.
     - `stop`: ends the source: the flow then drains and takes its last snapshot.
+    - `pressure`: while it is high, nothing is read.
     - `config`: further librdkafka settings, such as SASL and TLS. They cannot change what the guarantee rests on.
     - `max_batch`: records per partition handed on at once; small, so that results behind them are not held back.
     - `max_per_epoch`: records per partition and epoch; Timely queues without bound within an epoch.
     - `start`: where a partition without a snapshot begins.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # options by keyword
         self,
         bootstrap: str,
         topics: Sequence[str],
         *,
         group_id: str,
         stop: Stop,
+        pressure: Pressure | None = None,
         config: Mapping[str, str] | None = None,
         max_batch: int = 64,
         max_per_epoch: int = 1000,
@@ -263,6 +266,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         self._topics = tuple(topics)
         self._group_id = group_id
         self._stop = stop
+        self._pressure = pressure or Pressure()
         self._config = dict(config or {})
         self._max_batch = max_batch
         self._max_per_epoch = max_per_epoch
@@ -321,7 +325,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         if self._source._stop.requested:  # noqa: SLF001  # a part of the source
             raise StopIteration
         limit = min(self._source._max_batch, self._source._max_per_epoch - self._emitted_in_epoch)  # noqa: SLF001  # same
-        if limit <= 0:
+        if limit <= 0 or self._source._pressure.high:  # noqa: SLF001  # same
             self._busy = False
             return []
         records, self._busy = self._consumer.take(self._place, limit)

@@ -77,8 +77,9 @@ _REFUSED = (
 class PostgresStore(Store):
     """A PostgreSQL database; `conninfo` is a libpq connection string or URL. Its tables begin with `headrace_`."""
 
-    def __init__(self, conninfo: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, conninfo: str, *, password: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self._conninfo = conninfo
+        self._password = password
         self._timeout_s = timeout_s
         self._connection: AsyncConnection | None = None
         self._dropped: set[asyncio.Task[object]] = set()
@@ -180,7 +181,11 @@ class PostgresStore(Store):
 
     async def _connect(self) -> AsyncConnection:
         connection = await AsyncConnection.connect(
-            self._conninfo, autocommit=True, connect_timeout=max(int(self._timeout_s), 2), application_name="headrace"
+            self._conninfo,
+            password=self._password,
+            autocommit=True,
+            connect_timeout=max(int(self._timeout_s), 2),
+            application_name="headrace",
         )
         await connection.execute("SET synchronous_commit = on")
         await connection.execute("SET statement_timeout = '30s'")  # what a dropped connection may leave behind

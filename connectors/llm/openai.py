@@ -5,7 +5,8 @@ connection at once, which is how these servers learn to stop generating.
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -14,7 +15,7 @@ import aiohttp
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from connectors.llm.port import LLM, Completion, Delta, Passage, Prompt
-from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
 IDLE_TIMEOUT_S = 60.0  # between two bytes: the first token of a long prompt on a busy server takes tens of seconds
@@ -115,7 +116,7 @@ class OpenAICompatibleLLM(LLM):
         """Call the endpoint; see the port for what is raised."""
         answer = _Answer(prompt, self._model)
         headers = self._headers | {"Idempotency-Key": prompt.job_id}
-        try:
+        with _classed(self._url):
             async with self._open().post(self._url, json=self._body(prompt), headers=headers) as response:
                 if response.status != 200:  # noqa: PLR2004  # OK
                     raise _refusal(response.status, response.headers, await response.content.read(4096))
@@ -131,12 +132,6 @@ class OpenAICompatibleLLM(LLM):
                                 answer.ended = True
                             elif text := answer.take(data):
                                 yield Delta(text)
-        except TimeoutError as error:
-            raise Retryable(f"the model at {self._url} fell silent") from error
-        except aiohttp.ClientError as error:
-            raise Retryable(
-                f"the model at {self._url} cannot be reached or cut the call: {type(error).__name__}"
-            ) from error
         yield answer.completion()
 
     def _body(self, prompt: Prompt) -> dict[str, object]:
@@ -161,6 +156,19 @@ class OpenAICompatibleLLM(LLM):
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+
+
+@contextmanager
+def _classed(url: str) -> Iterator[None]:
+    """Raise the client's errors as ours."""
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise Unavailable(f"the model at {url} cannot be reached: {type(error).__name__}") from error
+    except TimeoutError as error:
+        raise Retryable(f"the model at {url} fell silent") from error
+    except aiohttp.ClientError as error:
+        raise Retryable(f"the model at {url} cut the call: {type(error).__name__}") from error
 
 
 class _Answer:

@@ -58,7 +58,8 @@ class LLM(Protocol):
         """Yield the deltas as they come, then exactly one Completion whose text is their concatenation.
 
         Raises:
-            Retryable: 408, 409, 425, 429, 5xx (with Retry-After), a cut or malformed stream, a refused connection.
+            Unavailable: a refused connection.
+            Retryable: 408, 409, 425, 429, 5xx (with Retry-After), a cut or malformed stream.
             Poison: 400, 413, 422: this prompt is refused.
             Fatal: 401, 403, 404: the key or the model is wrong.
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 from connectors.parsers.limits import Limits
 from connectors.parsers.port import ParsedDocument, Parser, Section
 from connectors.parsers.worker import OUT_OF_MEMORY, REPLY, REQUEST, TAKEN
-from schemas.errors import Poison, Retryable
+from schemas.errors import Poison, Retryable, TookTooLong
 
 _PIPE_BUFFER_BYTES = 1 << 20
 _INHERITED = ("HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "PYTHON", "TMPDIR", "TZ", "VIRTUAL_ENV")
@@ -28,7 +28,8 @@ class ProcessParser(Parser):
 
     workers: documents parsed at the same time; each takes a core while it works.
     recycle_after: documents per worker; bounds what PDFium and libxml2 leak and fragment, for 0.03 s per start.
-    timeout_s: per document, however long the caller is willing to wait.
+    timeout_s: per document, however long the caller is willing to wait; less than what `extract` waits, so that a hang
+        is put down to the document.
     memory_bytes: address space of a worker (RLIMIT_AS).
     """
 
@@ -37,7 +38,7 @@ class ProcessParser(Parser):
         *,
         workers: int = 2,
         recycle_after: int = 200,
-        timeout_s: float = 120.0,
+        timeout_s: float = 90.0,
         memory_bytes: int = 2 << 30,
         limits: Limits | None = None,
     ) -> None:
@@ -100,7 +101,7 @@ class ProcessParser(Parser):
             async with asyncio.timeout(self._timeout_s):
                 return await worker.ask(data, name)
         except TimeoutError as error:
-            raise Retryable(f"{name}: parsing it took longer than {self._timeout_s:g} s") from error
+            raise TookTooLong(f"{name}: parsing it took longer than {self._timeout_s:g} s") from error
         except _WorkerLostError as lost:
             if self._closed:
                 raise Retryable(f"{name}: the parser was closed while it worked on it") from lost

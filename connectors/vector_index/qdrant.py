@@ -23,7 +23,7 @@ from connectors.vector_index.payload import (
     to_point,
 )
 from connectors.vector_index.port import Hit, Point, VectorIndex
-from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -215,7 +215,9 @@ def _classed(place: str, error: Exception) -> HeadraceError | None:
         case AioRpcError():
             return _of_code(place, error.code().name)
         case ResponseHandlingException() if isinstance(error.source, httpx.TransportError):
-            return Retryable(f"{place} is out of reach: {type(error.source).__name__} {error.source}")
+            reached = not isinstance(error.source, httpx.ConnectError | httpx.ConnectTimeout)
+            kind = Retryable if reached else Unavailable
+            return kind(f"{place} is out of reach: {type(error.source).__name__} {error.source}")
         case ResponseHandlingException() | AssertionError():  # the client asserts what an answer holds
             return Fatal(f"{place} does not answer as Qdrant does: check the URL")
     return None
@@ -242,6 +244,8 @@ def _of_code(place: str, code: str) -> HeadraceError:
             return Fatal(f"{message}: check HEADRACE_QDRANT_API_KEY")
         case "INVALID_ARGUMENT" | "OUT_OF_RANGE":
             return Poison(f"{message}: it refuses this request; its log says why")
+        case "UNAVAILABLE":
+            return Unavailable(message)
         case "UNIMPLEMENTED" | "FAILED_PRECONDITION":
             return Fatal(f"{message}: check the URL and the server's version")
     return Retryable(message)

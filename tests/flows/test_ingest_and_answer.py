@@ -10,6 +10,7 @@ from bytewax.testing import run_main
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
 from connectors.kafka.stop import Stop
+from connectors.ledger.off import NoLedger
 from connectors.llm.extractive import ExtractiveLLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.pool import ProcessParser
@@ -52,7 +53,7 @@ class Mill:
         asked = RequestSubmitted.model_validate({"job_id": "q", "tenant": tenant, "prompt": prompt, "kind": kind})
         topics = MemoryTopics([record(asked)])
         llm = ExtractiveLLM(self.embedder)
-        run_main(answer.build(Runtime(topics, self.loop, Stop()), self.embedder, self.vectors, llm))
+        run_main(answer.build(Runtime(topics, self.loop, Stop()), self.embedder, self.vectors, llm, NoLedger()))
         (result,) = topics.on("results.completed")
         return result
 

@@ -23,7 +23,7 @@ from connectors.kafka.record import Record
 from operators.dead_letter import dead_letter
 from operators.decode import consume
 from operators.envelope import Envelope
-from operators.offload import OffloadPolicy, backoff_s, offload
+from operators.offload import OVERSHOOT, OffloadPolicy, backoff_s, offload
 from operators.produce import produce
 from operators.runtime import Runtime
 from schemas.documents import DocumentIndexed, DocumentUploaded
@@ -104,8 +104,8 @@ def test_never_more_in_flight_than_the_capacity(runtime_on: MakeRuntime) -> None
     assert len(indexed(topics)) == 100
 
 
-def test_the_source_stalls_when_capacity_and_backlog_are_full(runtime_on: MakeRuntime) -> None:
-    topics = MemoryTopics(uploads(100), batch_size=1)
+def test_even_a_source_that_knows_no_pressure_stalls_at_a_bound(runtime_on: MakeRuntime) -> None:
+    topics = MemoryTopics(uploads(OVERSHOOT + 100), batch_size=1)
     started: list[str] = []
     release = asyncio.Event()
     taken_when_full: list[int] = []
@@ -117,13 +117,13 @@ def test_the_source_stalls_when_capacity_and_backlog_are_full(runtime_on: MakeRu
     async def work(envelope: Envelope[DocumentUploaded]) -> DocumentIndexed:
         started.append(envelope.job.job_id)
         if len(started) == 1:
-            asyncio.get_running_loop().call_later(0.5, look_and_release)
+            asyncio.get_running_loop().call_later(2.0, look_and_release)
         await release.wait()
         return done(envelope)
 
     run_main(flow_of(runtime_on(topics), work))
-    assert 0 < taken_when_full[0] <= QUICK.capacity + QUICK.backlog
-    assert len(indexed(topics)) == 100
+    assert 0 < taken_when_full[0] <= QUICK.capacity + QUICK.backlog + OVERSHOOT
+    assert len(indexed(topics)) == OVERSHOOT + 100
 
 
 def test_a_retryable_failure_is_tried_again_and_seen_as_retrying(runtime_on: MakeRuntime) -> None:
