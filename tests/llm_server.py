@@ -1,7 +1,8 @@
 """An OpenAI-compatible server that fails as real ones do, and keeps a record of every call.
 
 As a process: `python tests/llm_server.py --record FILE` prints {"url": "http://127.0.0.1:PORT/v1"}. What goes wrong is
-told by the server's plan, or by the last user message: `FAULT:429`, `FAULT:cut` and so on.
+told by the server's plan, or by the last user message: `FAULT:429`, `FAULT:cut` and so on. `PUT /plan` changes the
+plan, `PUT /outage {"seconds": 5}` refuses connections for a while; `/health` says ok whenever it can be reached.
 
 The record is append-only and survives kill -9: it is the oracle of who was called how often.
 """
@@ -13,8 +14,9 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from aiohttp import web
@@ -30,6 +32,7 @@ FAULTS = (
     "cut",
     "malformed",
     "no-usage",
+    "wrong-usage",
     "not-utf8",
     "whole",
     "error",
@@ -46,6 +49,7 @@ class Plan:
     faults: Sequence[str] = ("429", "503", "cut")
     failures_before_success: int = 0  # calls of each job that get 503 first
     retry_after: str = "0"
+    distinct: bool = False  # every answer names its job and call, and every call has a usage of its own
     answer: str = "The race is 310 metres long [1]. It is two metres deep [2]."
     seed: int = 0
 
@@ -57,6 +61,8 @@ class Call:
     job_id: str
     number: int  # of this job, from 1
     outcome: str = "in flight"
+    fault: str | None = None
+    usage: tuple[int, int] = (11, 7)  # prompt and completion tokens
     began_at: float = field(default_factory=time.time)
     ended_at: float | None = None
     body: dict[str, object] = field(default_factory=dict, repr=False)
@@ -68,6 +74,9 @@ class LLMServer:
     def __init__(self, plan: Plan, record: Path | None = None) -> None:
         self.plan = plan
         self.calls: list[Call] = []
+        self.runner: web.AppRunner | None = None
+        self.site: web.TCPSite | None = None
+        self._numbers: Counter[str] = Counter()
         self.called = asyncio.Event()
         self.closed_early = asyncio.Event()
         self._record = None if record is None else record.open("a", buffering=1)
@@ -78,6 +87,8 @@ class LLMServer:
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/health", self._health)
         app.router.add_get("/calls", self._list)
+        app.router.add_put("/plan", self._change)
+        app.router.add_put("/outage", self._refuse)
         return app
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -88,19 +99,47 @@ class LLMServer:
         del request
         return web.json_response([asdict(call) for call in self.calls])
 
+    async def _change(self, request: web.Request) -> web.Response:
+        self.plan = replace(self.plan, **await request.json())
+        return web.json_response({})
+
+    async def _refuse(self, request: web.Request) -> web.Response:
+        """Stop listening for a while; calls in flight are cut."""
+        seconds = (await request.json())["seconds"]
+        asyncio.get_running_loop().create_task(self._away(seconds))
+        return web.json_response({})
+
+    async def _away(self, seconds: float) -> None:
+        site = self.site
+        assert site is not None
+        port = int(site.name.rsplit(":", 1)[1])
+        await site.stop()
+        await asyncio.sleep(seconds)
+        assert self.runner is not None
+        self.site = web.TCPSite(self.runner, "127.0.0.1", port)
+        await self.site.start()
+
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         job_id = request.headers.get("Idempotency-Key", "")
-        call = Call(job_id, 1 + sum(call.job_id == job_id for call in self.calls), body=body)
+        self._numbers[job_id] += 1
+        call = Call(job_id, self._numbers[job_id], body=body)
+        if self.plan.distinct:
+            call.usage = (self._random.randint(1, 500), self._random.randint(1, 500))
         self.calls.append(call)
         self.called.set()
         self._write(call)
         try:
             return await self._answer(request, call)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             call.outcome = "closed by the client"
             self.closed_early.set()
             raise
+        except ConnectionError:
+            if call.outcome != "cut":
+                call.outcome = "closed by the client"
+                self.closed_early.set()
+            return web.Response()  # to nobody
         finally:
             call.ended_at = time.time()
             self._write(call)
@@ -123,22 +162,25 @@ class LLMServer:
 
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
         await asyncio.sleep(self._random.uniform(*self.plan.latency_s))
-        fault = self._fault(call)
+        fault = call.fault = self._fault(call)
         call.outcome = fault or "answered"
         if fault is not None and fault.isdecimal():
             error = {"type": "test_fault", "code": f"fault_{fault}", "message": json.dumps(call.body)}
             headers = {"Retry-After": self.plan.retry_after} if fault in {"429", "503"} else {}
             return web.json_response({"error": error}, status=int(fault), headers=headers)
-        usage = {"prompt_tokens": 11, "completion_tokens": 7}
+        usage = dict(zip(("prompt_tokens", "completion_tokens"), call.usage, strict=True))
+        if fault == "wrong-usage":
+            usage["completion_tokens"] = -1
+        text = f"{call.job_id} call {call.number}" if self.plan.distinct else self.plan.answer
         if fault == "whole":
-            choice = {"message": {"content": self.plan.answer}, "finish_reason": "stop"}
+            choice = {"message": {"content": text}, "finish_reason": "stop"}
             return web.json_response({"model": "whole-1", "choices": [choice], "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if fault == "hang":
             await response.write(b": waiting\n\n")
             await asyncio.Event().wait()
-        for word in re.findall(r"\S+\s*", self.plan.answer):
+        for word in re.findall(r"\S+\s*", text):
             await _event(response, {"model": "test-1", "choices": [{"delta": {"content": word}}]})
             if fault == "cut":
                 assert request.transport is not None
@@ -163,8 +205,9 @@ async def serve(server: LLMServer, port: int = 0) -> tuple[web.AppRunner, str]:
     """Start serving on loopback; the runner to clean up, and the base URL."""
     runner = web.AppRunner(server.application(), handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
-    await site.start()
+    server.runner = runner
+    server.site = web.TCPSite(runner, "127.0.0.1", port)
+    await server.site.start()
     host, bound = runner.addresses[0][:2]
     return runner, f"http://{host}:{bound}/v1"
 
@@ -175,9 +218,17 @@ async def _main() -> None:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--latency-s", type=float, nargs=2, default=(0.0, 0.0), metavar=("LEAST", "MOST"))
     parser.add_argument("--fault-share", type=float, default=0.0)
+    parser.add_argument("--faults", nargs="*", default=Plan.faults)
+    parser.add_argument("--distinct", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    plan = Plan(latency_s=tuple(options.latency_s), fault_share=options.fault_share, seed=options.seed)
+    plan = Plan(
+        latency_s=tuple(options.latency_s),
+        fault_share=options.fault_share,
+        faults=options.faults,
+        distinct=options.distinct,
+        seed=options.seed,
+    )
     _, url = await serve(LLMServer(plan, options.record), options.port)
     print(json.dumps({"url": url}), flush=True)  # noqa: T201  # the line that a parent waits for
     await asyncio.Event().wait()

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from connectors.llm.port import LLM, Completion, Delta, Passage, Prompt
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
@@ -44,8 +44,8 @@ class _Choice(_Wire):
 
 
 class _Usage(_Wire):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
 
 
 class _Reply(_Wire):
@@ -54,6 +54,16 @@ class _Reply(_Wire):
     model: str | None = None
     choices: list[_Choice] = []
     usage: _Usage | None = None
+
+    @field_validator("usage", mode="before")
+    @classmethod
+    def _plausible(cls, usage: object) -> object:
+        """A wrong bill is no reason to throw the answer away and pay for it again: the tokens are then estimated."""
+        try:
+            return _Usage.model_validate(usage)
+        except ValidationError:
+            return None
+
     error: dict[str, object] | None = None
 
 

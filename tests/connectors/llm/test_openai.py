@@ -132,9 +132,10 @@ def test_a_server_that_does_not_stream_is_understood() -> None:
     with_server(use)
 
 
-def test_tokens_are_estimated_and_marked_so_where_none_are_reported() -> None:
+@pytest.mark.parametrize("fault", ["no-usage", "wrong-usage"])
+def test_tokens_are_estimated_and_marked_so_where_none_are_reported_or_wrong_ones(fault: str) -> None:
     async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
-        _, completion = await collect(llm, asking("no-usage"))
+        _, completion = await collect(llm, asking(fault))
         assert completion.usage_estimated
         assert completion.completion_tokens == pytest.approx(len(server.plan.answer) / 4, abs=1)
 
