@@ -1,5 +1,6 @@
 """`headrace run FLOW...`: run flows in this process until SIGTERM."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -95,6 +96,7 @@ def run_flows(
             runtime = Runtime(topics, loop, stop, pressure, connectors.circuits)
             flow = build(name, runtime, connectors, settings)
             runs.append(_Run(name, flow, directories[name], settings, stop))
+        settle_memory()
         for each in runs:
             each.thread.start()
         click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
@@ -103,6 +105,16 @@ def run_flows(
         for each in runs:
             if each.failure is not None:
                 raise each.failure
+
+
+def settle_memory() -> None:
+    """Let the garbage collector look at what a flow makes, and seldom: by default it took 40 % of its CPU time.
+
+    Models, modules and the flow itself stay; messages hardly ever hold references in circles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _recovery(name: str, settings: Settings) -> RecoveryDirectory:

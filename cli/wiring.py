@@ -181,7 +181,9 @@ def build(name: str, runtime: Runtime, connectors: Connectors, settings: Setting
     """The flow of that name. Only the connectors that it uses are touched."""
     extraction = ExtractPolicy(max_document_bytes=settings.max_document_bytes)
     chunking = ChunkPolicy(size_tokens=settings.chunk_tokens, overlap_tokens=settings.chunk_overlap_tokens)
-    inference = replace(INFER, capacity=settings.infer_capacity, timeout_s=settings.infer_timeout_s)
+    inference = replace(
+        INFER, capacity=settings.infer_capacity, backlog=settings.infer_capacity, timeout_s=settings.infer_timeout_s
+    )
     at = connectors
     match name:
         case "ingest":

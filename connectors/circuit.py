@@ -57,15 +57,24 @@ class Permit:
         self._probe = False
         self._told = False
 
-    async def __aenter__(self) -> Self:
+    async def wait(self) -> Self:
+        """Wait until the call may be made; whoever did must `end` it."""
         self._probe = await self._circuit._enter()  # noqa: SLF001  # a part of the circuit
         return self
+
+    def end(self) -> None:
+        """No call will be made under this permit any more; may be repeated."""
+        if self._probe and not self._told:
+            self._told = True
+            self._circuit._probe_unused()  # noqa: SLF001  # a part of the circuit
+
+    async def __aenter__(self) -> Self:
+        return await self.wait()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        if self._probe and not self._told:
-            self._circuit._probe_unused()  # noqa: SLF001  # a part of the circuit
+        self.end()
 
     def succeeded(self) -> None:
         """The dependency answered, if only to refuse this item."""

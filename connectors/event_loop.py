@@ -1,7 +1,8 @@
 """One asyncio loop in a thread of its own, for all slow calls of a process."""
 
 import asyncio
-from collections.abc import Coroutine
+from asyncio import Task
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from threading import Thread
 from typing import Self, TypeVar
@@ -14,12 +15,26 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._running: set[Task[None]] = set()  # asyncio itself holds tasks by weak references only
         self._thread = Thread(target=self._loop.run_forever, name="event-loop", daemon=True)
         self._thread.start()
 
     def submit(self, work: Coroutine[object, object, R]) -> Future[R]:
         """Start `work` on the loop; never blocks."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def start(self, works: "Iterable[Coroutine[object, object, None]]", ended: Callable[[Task[None]], None]) -> None:
+        """Start many at once, for a fraction of the price; `ended` is called, on the loop, with each that ends."""
+        batch = list(works)
+
+        def start_all() -> None:
+            for work in batch:
+                task = self._loop.create_task(work)
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+                task.add_done_callback(ended)
+
+        self._loop.call_soon_threadsafe(start_all)
 
     def run(self, work: Coroutine[object, object, R], *, timeout_s: float) -> R:
         """Run `work` on the loop and wait for it; TimeoutError after `timeout_s` seconds, and the work is cancelled."""

@@ -20,23 +20,28 @@ class FairSlots:
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncIterator[None]:
         """Hold a slot while entered."""
-        if self._free > 0:
-            self._free -= 1
-        else:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(tenant, deque()).append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._leave()  # the slot came just then
-                raise
+        await self.acquire(tenant)
         try:
             yield
         finally:
-            self._leave()
+            self.release()
 
-    def _leave(self) -> None:
+    async def acquire(self, tenant: str) -> None:
+        """Wait for a slot; whoever got one must `release` it."""
+        if self._free > 0:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release()  # the slot came just then
+            raise
+
+    def release(self) -> None:
+        """Hand a slot on."""
         while self._waiting:
             tenant, turns = next(iter(self._waiting.items()))
             turn = turns.popleft()

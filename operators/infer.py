@@ -66,9 +66,10 @@ def request_hash(retrieved: RetrievedRequest) -> str:
 
     Without the passages: they may change between a request and its replay.
     """
-    asked = retrieved.request.model_dump_json(include={"kind", "collection", "passages", "max_tokens"})
-    turns = "".join(f"{turn.role}:{len(turn.content)}:{turn.content}" for turn in retrieved.request.turns)
-    return hashlib.sha256(f"{asked}{turns}".encode("utf-8", errors="surrogatepass")).hexdigest()
+    request = retrieved.request
+    asked = f"{request.kind} {request.collection} {request.passages} {request.max_tokens}"
+    turns = [f"{turn.role}:{len(turn.content)}:{turn.content}" for turn in request.turns]
+    return hashlib.sha256("\n".join([asked, *turns]).encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def usage_of(result: ResultCompleted) -> Usage:

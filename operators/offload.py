@@ -29,14 +29,13 @@ workers and an idle one costs nothing. Dead letters: poison at once, retryable a
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Condition
 from time import monotonic
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 from zlib import crc32
 
@@ -45,7 +44,7 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.circuit import Permit
+from connectors.circuit import Circuit, Permit
 from connectors.kafka.record import OutgoingRecord
 from operators.envelope import Envelope, Job
 from operators.fair_slots import FairSlots
@@ -128,28 +127,64 @@ class _Ready:
     settles: int | None = None
 
 
-@asynccontextmanager
-async def _until_deadline(job: Job) -> AsyncIterator[None]:
+class _until_deadline:  # noqa: N801  # reads as what it does; a class, since one of a generator costs each call more
     """Raises DeadlineExceeded when the job's deadline passes inside."""
-    if job.deadline is None:
-        yield
-        return
-    left_s = (job.deadline - utc_now()).total_seconds()
-    if left_s <= 0:
-        raise _deadline_exceeded(job)
-    try:
-        async with asyncio.timeout(left_s) as timeout:
-            yield
-    except TimeoutError as error:
-        if not timeout.expired():
-            raise
-        raise _deadline_exceeded(job) from error
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._timeout: asyncio.Timeout | None = None
+
+    async def __aenter__(self) -> None:
+        deadline = self._job.deadline
+        if deadline is None:
+            return
+        left_s = (deadline - utc_now()).total_seconds()
+        if left_s <= 0:
+            raise _deadline_exceeded(self._job)
+        self._timeout = asyncio.timeout(left_s)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self._timeout is None:
+            return
+        try:
+            await self._timeout.__aexit__(kind, error, at)
+        except TimeoutError as passed:
+            raise _deadline_exceeded(self._job) from passed
 
 
 def _deadline_exceeded(job: Job, last: Exception | None = None) -> DeadlineExceeded:
     passed = "" if job.deadline is None else f" {job.deadline.isoformat()}"
     failure = "" if last is None else f" (the last attempt failed: {last})"
     return DeadlineExceeded(f"the job's deadline{passed} has passed; submit it again with a later one{failure}")
+
+
+class _Turn:
+    """A slot, and leave from the circuit, for one call."""
+
+    def __init__(self, slots: FairSlots, circuit: Circuit | None) -> None:
+        self._slots = slots
+        self._circuit = circuit
+        self._holds_slot = False
+        self.permit: Permit | None = None
+
+    async def wait(self, job: Job) -> None:
+        """Wait for both; `end` it however this ends."""
+        await self._slots.acquire(job.tenant)
+        self._holds_slot = True
+        if self._circuit is not None:
+            self.permit = self._circuit.permit(job.job_id)
+            await self.permit.wait()
+
+    def end(self) -> None:
+        """Hand both on; may be repeated."""
+        if self.permit is not None:
+            self.permit.end()
+        if self._holds_slot:
+            self._holds_slot = False
+            self._slots.release()
 
 
 class _Step(Generic[X, Y]):
@@ -177,12 +212,14 @@ class _Step(Generic[X, Y]):
         self._slots = FairSlots(policy.capacity)
         self._circuit = None if policy.dependency is None else runtime.circuits.of(policy.dependency)
 
-    def enter(self, *, wait: bool) -> None:
-        """Count one more message; blocks far beyond the bound, unless the flow is to stop."""
+    def enter(self, before_waiting: Callable[[], None] | None) -> None:
+        """Count one more message; blocks far beyond the bound, if it may, unless the flow is to stop."""
         bound = self.policy.capacity + self.policy.backlog
         with self.settled:
-            while wait and self._unsettled >= bound + OVERSHOOT and not self.runtime.stop.requested:
-                self.settled.wait(0.1)  # a wish to stop does not notify: look for it ten times a second
+            if before_waiting is not None and self._unsettled >= bound + OVERSHOOT:
+                before_waiting()
+                while self._unsettled >= bound + OVERSHOOT and not self.runtime.stop.requested:
+                    self.settled.wait(0.1)  # a wish to stop does not notify: look for it ten times a second
             self._unsettled += 1
             if self._unsettled >= bound:
                 self.runtime.pressure.rise(self.name)
@@ -260,15 +297,23 @@ class _Step(Generic[X, Y]):
 
     async def _attempt(self, pending: Pending[X]) -> Y | Dropped:
         job = pending.envelope.job
-        async with AsyncExitStack() as held:
+        turn = _Turn(self._slots, self._circuit)
+        try:
             async with _until_deadline(job):
-                await held.enter_async_context(self._slots.slot(job.tenant))
-                permit = await held.enter_async_context(self._circuit.permit(job.job_id)) if self._circuit else None
-            call = partial(self._call, pending.envelope, permit)
+                await turn.wait(job)
+            call = partial(self._call, pending.envelope, turn)
             return await (call() if self._around is None else self._around(pending, call))
+        finally:
+            turn.end()
 
-    async def _call(self, envelope: Envelope[X], permit: Permit | None) -> Y:
-        """One call under its limits; what becomes of it is told to the circuit."""
+    async def _call(self, envelope: Envelope[X], turn: "_Turn") -> Y:
+        """One call under its limits; what becomes of it is told to the circuit. Then its slot is free again."""
+        try:
+            return await self._told(envelope, turn.permit)
+        finally:
+            turn.end()
+
+    async def _told(self, envelope: Envelope[X], permit: Permit | None) -> Y:
         try:
             async with _until_deadline(envelope.job):
                 result = await self._within_timeout(envelope)
@@ -331,9 +376,11 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         ] = {}  # with keep_key_order: of each key, the first one is being worked on
         self._leaders: dict[str, Pending[X]] = {}  # with `same`: those that call, by what they ask for
         self._numbers = 0
+        self._due: list[Pending[X]] = []  # to be started together
         self._poll_at = datetime.now(UTC) + POLL  # at once after a restart: no new message need ever come to this lane
         for key, plain, failures, first_failed_at in self._restore(resume):
             self._take(key, plain, failures, first_failed_at, wait=False)
+        self._start_due()
 
     def _restore(self, resume: _Snapshot | None) -> Iterable[tuple[str, Envelope[X], int, datetime | None]]:
         if resume is None:
@@ -365,22 +412,24 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             if leader is not pending:
                 self._step.join(pending, leader)
                 return pending
-        self._step.enter(wait=wait)
+        self._step.enter(self._start_due if wait else None)  # what waits to be started is what would make room
         if self._step.policy.keep_key_order:
             queue = self._queues.setdefault(key, deque())
             queue.append(pending)
             if len(queue) > 1:
                 return pending
-        self._start(pending)
+        self._due.append(pending)
         return pending
 
-    def _start(self, pending: Pending[X]) -> None:
-        future = self._step.runtime.loop.submit(self._step.settle(pending, self._ready.append))
-        future.add_done_callback(self._stop_if_unsettled)
+    def _start_due(self) -> None:
+        if self._due:
+            works = [self._step.settle(pending, self._ready.append) for pending in self._due]
+            self._step.runtime.loop.start(works, self._stop_if_unsettled)
+            self._due = []
 
-    def _stop_if_unsettled(self, future: Future[None]) -> None:
+    def _stop_if_unsettled(self, task: asyncio.Task[None]) -> None:
         """A call that ended neither way would be waited for in silence and for ever: stop the flow instead."""
-        error = None if future.cancelled() else future.exception()
+        error = None if task.cancelled() else task.exception()
         if error is not None:
             self._ready.append(_Ready("", Fatal(f"{self._step.name}: a call ended with {type(error).__name__}")))
 
@@ -395,6 +444,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
                 emitted.append((ready.key, ready.item))
             if ready.settles is not None:
                 self._settle(self._pending.pop(ready.settles))
+        self._start_due()
         return emitted
 
     def _settle(self, pending: Pending[X]) -> None:
@@ -410,7 +460,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             return
         queue.popleft()
         if queue:
-            self._start(queue[0])
+            self._due.append(queue[0])
         else:
             del self._queues[key]
 

@@ -8,8 +8,9 @@ Dead letters: another request under the same job_id (the first one goes on); a j
 redriven; an ambiguous one, where the tenant says so.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Generic, Literal, TypeVar
 from uuid import uuid4
 
@@ -60,6 +61,8 @@ class PaidOnce(Generic[X, E]):
     usage: Callable[[E], Usage]
     attempts: int  # the step's own bound
     ambiguity: AmbiguityPolicy
+    _run: str = field(default_factory=lambda: uuid4().hex, init=False)  # with a number, a token that nobody else has
+    _numbers: Iterator[int] = field(default_factory=count, init=False)
 
     async def __call__(self, pending: Pending[X], call: Callable[[], Awaitable[E]]) -> E | Dropped:
         """One attempt at a job, if it needs one."""
@@ -67,7 +70,8 @@ class PaidOnce(Generic[X, E]):
         record, job = envelope.record, envelope.job
         origin = f"{record.topic}/{record.partition}/{record.offset}"
         request_hash = self.request_hash(envelope.body)
-        attempt = Attempt(job.job_id, job.tenant, request_hash, origin, uuid4().hex, redrives(record.headers))
+        token = f"{self._run}-{next(self._numbers)}"
+        attempt = Attempt(job.job_id, job.tenant, request_hash, origin, token, redrives(record.headers))
         match await self.ledger.claim(attempt):
             case Claim() as claim:
                 return await self._pay(pending, claim, call)

@@ -7,6 +7,7 @@ whose deadline passed; an index that stayed out of reach.
 from dataclasses import dataclass
 from time import monotonic
 
+import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
@@ -32,8 +33,6 @@ class RetrievedRequest:
 
 async def find_passages(request: RequestSubmitted, embedder: Embedder, vectors: VectorIndex) -> RetrievedRequest:
     """Embed the last turn of the conversation and search the request's collection by it."""
-    if request.kind == "generate":
-        return RetrievedRequest(request, (), 0.0)
     began = monotonic()
     question = await embedder.embed([request.turns[-1].content])
     hits = await vectors.search(
@@ -50,9 +49,20 @@ def retrieve(
     vectors: VectorIndex,
     runtime: Runtime,
 ) -> Outcome[RetrievedRequest]:
-    """Find the passages for each request."""
+    """Find the passages for each request; one that only wants to generate passes by, whatever the index does."""
 
     async def work(envelope: Envelope[RequestSubmitted]) -> RetrievedRequest:
         return await find_passages(envelope.body, embedder, vectors)
 
-    return offload("work", up, work, body=RequestSubmitted, policy=RETRIEVE, runtime=runtime)
+    wants = op.branch("wants", up, _wants_passages)
+    found = offload("work", wants.trues, work, body=RequestSubmitted, policy=RETRIEVE, runtime=runtime)
+    bare = op.map_value("bare", wants.falses, _without_passages)
+    return Outcome(op.merge("retrieved", found.oks, bare), found.errs)
+
+
+def _wants_passages(keyed: tuple[str, Envelope[RequestSubmitted]]) -> bool:
+    return keyed[1].body.kind == "answer"
+
+
+def _without_passages(envelope: Envelope[RequestSubmitted]) -> Envelope[RetrievedRequest]:
+    return envelope.carrying(RetrievedRequest(envelope.body, (), 0.0))

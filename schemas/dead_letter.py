@@ -9,6 +9,12 @@ from schemas.event import Base64Bytes, Event, Timestamp, derive_id, utc_now
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
 
+MAX_REDRIVES = 3
+"""How often one message is redriven unless somebody insists: what failed four times has another cause."""
+
+_COUNTER_DIGITS = 9
+"""More is no count of ours. Python refuses to read numbers of thousands of digits, and anybody may send this header."""
+
 
 class Header(BaseModel):
     """One Kafka header."""
@@ -92,4 +98,4 @@ class DeadLetterRedriven(Event):
 def redrives(headers: tuple[tuple[str, bytes], ...]) -> int:
     """The redrive counter in a message's headers; 0 if it has none that can be read."""
     counts = [value for name, value in headers if name == REDRIVE_HEADER]
-    return int(counts[-1]) if counts and counts[-1].isdigit() else 0
+    return int(counts[-1]) if counts and counts[-1].isdigit() and len(counts[-1]) <= _COUNTER_DIGITS else 0

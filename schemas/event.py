@@ -6,6 +6,7 @@ A value without headers is accepted: its topic says what it is.
 
 import base64
 import binascii
+import hashlib
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -22,7 +23,12 @@ def derive_id(*parts: str) -> str:
 
     Parts are length-prefixed, so that ("a", "bc") and ("ab", "c") differ.
     """
-    return str(uuid5(NAMESPACE, "".join(f"{len(part)}:{part}" for part in parts)))
+    name = "".join([f"{len(part)}:{part}" for part in parts]).encode()
+    digest = bytearray(hashlib.sha1(NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50  # version 5
+    digest[8] = digest[8] & 0x3F | 0x80  # RFC 9562's variant
+    text = digest.hex()  # as uuid5 would say it, in a third of the time: each event has one
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def _decode_base64(value: object) -> bytes:
@@ -107,15 +113,13 @@ class Event(BaseModel):
 
     def headers(self, *, source: str, traceparent: str | None = None) -> tuple[tuple[str, bytes], ...]:
         """CloudEvents attributes as Kafka headers; `source` names the flow and step that speaks."""
-        attributes = {
-            "ce_specversion": "1.0",
-            "ce_id": self.event_id,
-            "ce_type": self.TYPE,
-            "ce_source": source,
-            "ce_subject": self.key,
-            "ce_time": utc_now().isoformat(),
-            "content-type": "application/json",
-        }
-        if traceparent is not None:
-            attributes["traceparent"] = traceparent
-        return tuple((name, value.encode()) for name, value in attributes.items())
+        attributes = (
+            ("ce_specversion", b"1.0"),
+            ("ce_id", self.event_id.encode()),
+            ("ce_type", self.TYPE.encode()),
+            ("ce_source", source.encode()),
+            ("ce_subject", self.key.encode()),
+            ("ce_time", utc_now().isoformat().encode()),
+            ("content-type", b"application/json"),
+        )
+        return attributes if traceparent is None else (*attributes, ("traceparent", traceparent.encode()))

@@ -2,9 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import cast
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from connectors.kafka.record import Record
 
 log = structlog.get_logger()
 
@@ -76,14 +80,35 @@ def cause(error: KafkaException) -> KafkaError:
 def watermarks(consumer: Consumer, place: TopicPartition, *, timeout_s: float) -> tuple[int, int]:
     """First offset kept in a partition, and the one after the last.
 
-    Waits out what passes by itself: a partition has no leader for a moment after its topic or its broker is new. Raises
-    KafkaException after `timeout_s` seconds, or at once for other errors.
+    Waits out what passes by itself: for a moment after its topic is new or its broker has started, a partition has no
+    leader, or is not known. Raises KafkaException after `timeout_s` seconds, or at once for other errors.
     """
+    passing = TRANSIENT | {KafkaError._UNKNOWN_PARTITION}  # noqa: SLF001  # librdkafka's own code
     until = time.monotonic() + timeout_s
     while True:
         try:
             return consumer.get_watermark_offsets(place, timeout=max(until - time.monotonic(), _RETRY_S))
         except KafkaException as error:
-            if cause(error).code() not in TRANSIENT or time.monotonic() > until:
+            if cause(error).code() not in passing or time.monotonic() > until:
                 raise
             time.sleep(_RETRY_S)
+
+
+def record_of(message: Message) -> Record:
+    """A message as a plain value, byte for byte."""
+    _, timestamp_ms = message.timestamp()
+    return Record(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=message.key(),
+        value=message.value(),
+        headers=_headers(message),
+        timestamp=datetime.fromtimestamp(max(timestamp_ms, 0) / 1000, tz=UTC),  # -1 where the producer set none
+    )
+
+
+def _headers(message: Message) -> tuple[tuple[str, bytes], ...]:
+    # The client's type allows more shapes than it ever hands out: pairs of a name and bytes, or None for no value.
+    pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+    return tuple((name, value or b"") for name, value in pairs)

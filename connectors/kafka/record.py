@@ -32,3 +32,13 @@ class OutgoingRecord:
     key: bytes
     value: bytes
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class RepeatedRecord:
+    """One message to produce again as it once was: without a key or a value where it had none."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()

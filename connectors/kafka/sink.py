@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from connectors.kafka.client import ConnectionErrors, base_config, cause
 from connectors.kafka.port import Delivered
-from connectors.kafka.record import OutgoingRecord
+from connectors.kafka.record import OutgoingRecord, RepeatedRecord
 from schemas.errors import Fatal, HeadraceError, Retryable
 
 _POLL_S = 0.01  # how late a flush notices that another thread has served its last delivery report
@@ -64,7 +64,7 @@ class Outbox:
         self._failed = 0
         self._first_failure: HeadraceError | None = None
 
-    def send(self, record: OutgoingRecord) -> None:
+    def send(self, record: OutgoingRecord | RepeatedRecord) -> None:
         """Hand over a record; waits while the producer's queue is full, which is back-pressure.
 
         Raises Fatal (refused) or Retryable (not delivered in time) for this or an earlier record.
@@ -74,11 +74,11 @@ class Outbox:
         try:
             self._produce(record)
         except KafkaException as error:
-            self._settle(self._failure(record.topic, cause(error), len(record.value)))
+            self._settle(self._failure(record.topic, cause(error), len(record.value or b"")))
         self._producer.poll(0)
         self._raise_failure()
 
-    def _produce(self, record: OutgoingRecord) -> None:
+    def _produce(self, record: OutgoingRecord | RepeatedRecord) -> None:
         while True:
             try:
                 self._producer.produce(

@@ -14,17 +14,19 @@ prefetch buffers would multiply as well. The price is a buffer per partition bet
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Literal, cast
+from typing import Literal
 
 import structlog
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # its documented name, not exported
 
-from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, watermarks
+from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
@@ -37,30 +39,12 @@ Position = tuple[int, int]  # version of this layout, offset of the next record:
 
 _VERSION = 1
 _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
+_RETRY_S = 0.1
 _IDLE = timedelta(
     milliseconds=20
 )  # a record waits at most this long for its turn; 16 idle partitions cost 2 % of a core
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
-
-
-def _record(message: Message) -> Record:
-    _, timestamp_ms = message.timestamp()
-    return Record(
-        topic=message.topic() or "",
-        partition=message.partition() or 0,
-        offset=message.offset() or 0,
-        key=message.key(),
-        value=message.value(),
-        headers=_headers(message),
-        timestamp=datetime.fromtimestamp(max(timestamp_ms, 0) / 1000, tz=UTC),  # -1 where the producer set none
-    )
-
-
-def _headers(message: Message) -> tuple[tuple[str, bytes], ...]:
-    # The client's type allows more shapes than it ever hands out: pairs of a name and bytes, or None for no value.
-    pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
-    return tuple((name, value or b"") for name, value in pairs)
 
 
 def _size(record: Record) -> int:
@@ -116,10 +100,7 @@ class _SharedConsumer:
         """Every partition of `topics`; Retryable if no broker answers, Fatal if a topic is missing."""
         found: list[Place] = []
         for topic in topics:
-            try:
-                metadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
-            except KafkaException as error:
-                raise self._unreachable(error) from error
+            metadata = self._metadata(topic)
             if metadata.error is not None or not metadata.partitions:
                 reason = "" if metadata.error is None else f" ({metadata.error.str()})"
                 raise Fatal(
@@ -127,6 +108,18 @@ class _SharedConsumer:
                 )
             found += [(topic, partition) for partition in sorted(metadata.partitions)]
         return found
+
+    def _metadata(self, topic: str) -> TopicMetadata:
+        """What the brokers say about a topic, once it is more than a moment's trouble."""
+        until = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                metadata: TopicMetadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
+            except KafkaException as error:
+                raise self._unreachable(error) from error
+            if metadata.error is None or metadata.error.code() not in TRANSIENT or time.monotonic() > until:
+                return metadata
+            time.sleep(_RETRY_S)
 
     def watermarks(self, place: Place) -> tuple[int, int]:
         """First offset kept, and the one after the last; Retryable if no broker answers."""
@@ -169,7 +162,7 @@ class _SharedConsumer:
             if error is not None:
                 self._wait_out_or_raise(message, error)
                 continue
-            record = _record(message)
+            record = record_of(message)
             place = (record.topic, record.partition)
             if place in self._buffers:  # not so for what was still on its way when the partition was removed
                 self._buffers[place].put(record)

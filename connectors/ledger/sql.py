@@ -20,7 +20,7 @@ import structlog
 from connectors.ledger import entry as rules
 from connectors.ledger.entry import Entry
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
-from schemas.errors import Fatal, HeadraceError, Unavailable
+from schemas.errors import Fatal, Unavailable
 
 T = TypeVar("T")
 
@@ -57,9 +57,13 @@ COLUMNS = (
 
 def row_of(entry: Entry) -> tuple[object, ...]:
     """The values of an entry, in the order of COLUMNS."""
-    fields = {name: getattr(entry, name) for name in COLUMNS}
-    fields["failure"] = None if entry.failure is None else json.dumps(asdict(entry.failure))
-    return tuple(int(value) if isinstance(value, bool) else value for value in fields.values())
+    failure = None if entry.failure is None else json.dumps(asdict(entry.failure))
+    # Flags are integers in both databases.
+    return (
+        *(entry.job_id, entry.tenant, entry.request_hash, entry.origin, entry.state, entry.token, entry.claimant),
+        *(entry.failures, entry.redrives, entry.ambiguities, int(entry.ambiguous), entry.result),
+        *(entry.prompt_tokens, entry.completion_tokens, int(entry.published), failure),
+    )
 
 
 def entry_of(row: Sequence[object]) -> Entry:
@@ -213,7 +217,7 @@ class SqlLedger(Ledger):
             async with self._store_lock:
                 await self._begin()
                 await self._store.transact(sorted({operation.job_id for operation in batch}), apply)
-        except HeadraceError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must hear of it
             for operation in batch:
                 if not operation.done.done():  # whoever waited may have been cancelled
                     operation.done.set_exception(error)

@@ -34,7 +34,6 @@ from tests.kafka.apache_kafka import ApacheKafka
 ROOT = Path(__file__).parents[2]
 CYCLE_S = 20.0  # a process that has not come to its point by then is killed where it is
 START_S = 120.0
-END_S = 240.0  # from the last kill until everything has ended
 PARTITIONS = 4
 CAPACITY = 16  # calls in flight: what a kill may leave ambiguous
 CHUNKING = ChunkPolicy(40, 5)
@@ -53,6 +52,7 @@ class Plan:
     faults: tuple[str, ...] = ("429", "500", "503", "cut", "malformed", "no-usage", "wrong-usage", "hang")
     broker_restarts: int = 1
     outage_s: float = 5.0  # of the model server, once
+    end_s: float = 240.0  # from the last kill until everything should have ended
     ledger: bool = True
     stock_sink: bool = False
     real_embedder: bool = False
@@ -264,9 +264,13 @@ class ChaosRun:
             assert self._producer.flush(60) == 0
             if cycle == outage:
                 self._refuse_calls()
+            if cycle in restarts:
+                point = "random"  # noqa: PLW2901  # the outage comes first
             victim = self._start(point)
             if cycle in restarts:
+                victim.wait(START_S, lambda: "consuming" in victim.heard)  # noqa: B023  # called at once
                 self._restart_broker()
+                victim.wait(self._draw.uniform(2.0, 4.0))  # some snapshots long, so that a loss is not undone by a kill
             self._await_death(victim, point)
             self._say(f"{cycle + 1}/{plan.kills} killed {point}")
 
@@ -279,7 +283,7 @@ class ChaosRun:
     def _restart_broker(self) -> None:
         self._say("broker stops and starts")
         self._kafka.stop()
-        time.sleep(self._draw.uniform(0.0, 2.0))
+        time.sleep(self._draw.uniform(0.0, 4.0))
         self._kafka.start()
 
     def _start(self, point: str) -> _Victim:
@@ -323,7 +327,7 @@ class ChaosRun:
                 and len(seen.malformed) >= malformed
             )
 
-        done = victim.wait(END_S, ended)
+        done = victim.wait(self._plan.end_s, ended)
         self._say(f"all ended: {done and victim.process.poll() is None}")
         victim.process.send_signal(signal.SIGTERM)
         code = victim.reap() if victim.wait(START_S) else None

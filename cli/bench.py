@@ -1,0 +1,16 @@
+"""`headrace bench NAME`: one measurement for each claim. They need a checkout, since they use the tests' real parts."""
+
+import click
+
+from cli.main import LazyGroup
+
+BENCHMARKS = {
+    "chaos": "benchmarks.chaos:chaos",
+    "dedup": "benchmarks.dedup:dedup_bench",
+    "offload": "benchmarks.offload:offload",
+}
+
+
+@click.group(cls=LazyGroup, commands_at=BENCHMARKS)
+def bench() -> None:
+    """Measure what Headrace claims; prints figures, and one JSON object with --json."""

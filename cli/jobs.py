@@ -1,0 +1,107 @@
+"""`headrace jobs show`: one job's story, told from the topics alone."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC
+
+import click
+
+from cli.configuration import bootstrap_of, settings_for
+from cli.logs import configure_logs
+from cli.text import cut, printable
+from connectors.kafka.job_history import read_history
+from schemas.errors import Fatal
+from schemas.event import utc_now
+from schemas.explanation import Evidence, Explanation, explain
+from schemas.results import ResultCompleted
+
+ANSWER_CHARS = 300
+
+
+@click.group()
+def jobs() -> None:
+    """What became of a job."""
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--bootstrap", metavar="HOST:PORT", help="Brokers; default: HEADRACE_KAFKA_BOOTSTRAP.")
+@click.option("--full", is_flag=True, help="Show the whole answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; the answer's text only with --full.")
+def show(job_id: str, bootstrap: str | None, *, full: bool, as_json: bool) -> None:
+    """Tell the story of job ID: where it is, what succeeded, what can be retried, and who has to know.
+
+    Reads the topics as they are now; prompts and documents are not shown.
+    """
+    settings = settings_for(kafka_bootstrap=bootstrap)
+    configure_logs(settings.log_level)
+    brokers = bootstrap_of(settings)
+    evidence = read_history(brokers, settings.kafka_options, job_id)
+    if not evidence.known:
+        raise Fatal(f"no topic at {brokers} knows a job {printable(job_id)!r}; statuses are kept for 30 days")
+    explanation = explain(evidence, now=utc_now())
+    if as_json:
+        click.echo(json.dumps(_fields(explanation, evidence, full=full)))
+        return
+    for line in _told(explanation, evidence, full=full):
+        click.echo(line)
+
+
+def _told(explanation: Explanation, evidence: Evidence, *, full: bool) -> Iterator[str]:
+    yield f"Job {printable(explanation.job_id)}, a {explanation.kind} of tenant {explanation.tenant}"
+    yield ""
+    least = max(len(each.what) for each in explanation.timeline)
+    places = max(len(each.where) for each in explanation.timeline)
+    for each in explanation.timeline:
+        when = f"{each.at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        line = f"  {when}  {each.what:<{least}}  {printable(each.where):<{places}}  {printable(each.detail)}"
+        yield line.rstrip()
+    yield ""
+    yield from _answers("Where is it?", [explanation.where])
+    yield from _answers("What has succeeded?", explanation.succeeded)
+    yield from _answers("What can be retried safely?", [f"{each.command}  ({each.why})" for each in explanation.retry])
+    yield from _answers("What needs escalation?", explanation.escalate)
+    yield from _answers("What should the user see?", [explanation.user_sees])
+    if evidence.result is not None:
+        text = printable(evidence.result.text)
+        yield "Answer"
+        yield f"  {text if full else cut(text, ANSWER_CHARS)}"
+
+
+def _answers(question: str, lines: tuple[str, ...] | list[str]) -> Iterator[str]:
+    yield question
+    yield from (f"  {printable(line)}" for line in lines or ["nothing"])
+    yield ""
+
+
+def _fields(explanation: Explanation, evidence: Evidence, *, full: bool) -> dict[str, object]:
+    return {
+        "job_id": explanation.job_id,
+        "tenant": explanation.tenant,
+        "kind": explanation.kind,
+        "standing": explanation.standing,
+        "where": explanation.where,
+        "succeeded": explanation.succeeded,
+        "retry": [
+            {"dead_letter_id": each.dead_letter_id, "command": each.command, "why": each.why}
+            for each in explanation.retry
+        ],
+        "escalate": explanation.escalate,
+        "user_sees": explanation.user_sees,
+        "timeline": [
+            {"at": each.at.isoformat(), "what": each.what, "where": each.where, "detail": each.detail}
+            for each in explanation.timeline
+        ],
+        "result": None if evidence.result is None else _result(evidence.result, full=full),
+    }
+
+
+def _result(result: ResultCompleted, *, full: bool) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "model": result.model,
+        "finish_reason": result.finish_reason,
+        "usage": result.usage.model_dump(mode="json"),
+        "timings": result.timings.model_dump(mode="json"),
+        "citations": len(result.citations),
+    }
+    return fields | {"text": result.text} if full else fields
