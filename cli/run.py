@@ -138,6 +138,7 @@ class _Run:
                 0,
                 epoch_interval=timedelta(seconds=settings.epoch_s),
                 recovery_config=recovery.config(),
+                worker_count_per_proc=settings.workers,
             )
         except Exception as error:  # noqa: BLE001  # kept, and raised by the main thread
             self.failure = _root(error)

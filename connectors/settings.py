@@ -32,6 +32,12 @@ class Settings(BaseSettings):
     epoch_s: float = Field(
         default=1.0, ge=0.1, le=60, description="Seconds between snapshots; what a crash repeats, at most."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Worker threads of each flow; may be changed at a restart. Slow work needs no more than one.",
+    )
     drain_s: float = Field(default=20.0, ge=0, le=3600, description="Seconds that pending work gets after SIGTERM.")
     object_store: str | None = Field(
         default=None, description="URL of the claim-check store (`s3://bucket/prefix`); default: `<data_dir>/objects`."
