@@ -32,9 +32,9 @@ def test_the_flow_is_the_flow_file() -> None:
     assert all(f"    {line}\n" in code for line in shown.splitlines())
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"headrace ((?:submit |topics |schemas )?[a-z]+)", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench )?[a-z]+)", README))))
 def test_every_command_named_exists(command: str) -> None:
-    if command.split(maxsplit=1)[0] in {"run", "submit", "topics", "schemas", "demo", "up", "dev"}:
+    if command.split(maxsplit=1)[0] in {"run", "submit", "topics", "schemas", "demo", "up", "dev", "dlq", "jobs", "bench"}:
         assert headrace(*command.split(), "--help").returncode == 0
 
 
@@ -45,7 +45,8 @@ def test_every_make_target_named_exists() -> None:
         assert f"make {target}" in listed
 
 
-def test_every_linked_file_exists() -> None:
+def test_every_linked_file_and_section_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.+)$", README, re.MULTILINE)}
     assert links
-    assert all((ROOT / link).exists() for link in links)
+    assert all(link[1:] in headings if link.startswith("#") else (ROOT / link).exists() for link in links)

@@ -189,7 +189,7 @@ class ChaosRun:
         self._draw = Random(plan.seed)  # noqa: S311  # a schedule, not a secret
         self._load = make_load(plan.seed, plan.jobs, plan.documents)
         self._recovery_s: list[float] = []
-        self._killed_at: float | None = None
+        self._deaths: list[float] = []
 
     def run(self) -> Report:
         """Send, kill, wait until all has ended, and judge."""
@@ -305,11 +305,11 @@ class ChaosRun:
         code = victim.reap()
         assert code == -signal.SIGKILL, f"ended with {code} by itself: {self._log()}"
         self._note_recovery(victim)
-        self._killed_at = time.time()
+        self._deaths.append(time.time())
 
     def _note_recovery(self, victim: _Victim) -> None:
-        if self._killed_at is not None and "consuming" in victim.heard:
-            self._recovery_s.append(victim.heard["consuming"] - self._killed_at)
+        if self._deaths and "consuming" in victim.heard:
+            self._recovery_s.append(victim.heard["consuming"] - self._deaths[-1])
 
     def _log(self) -> str:
         return (self._directory / "victim.log").read_text()[-3000:]
@@ -353,7 +353,7 @@ class ChaosRun:
                 len(seen.malformed),
             ),
             calls=read_calls(self._record),
-            kills=[Kill(**json.loads(line)) for line in lines],
+            kills=[Kill(**json.loads(line), seen_at=died) for line, died in zip(lines, self._deaths, strict=True)],
             ledger=asyncio.run(_ledger(self._directory / "ledger.sqlite", load)) if self._plan.ledger else {},
             missing_points=missing,
             extra_points=extra,

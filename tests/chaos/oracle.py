@@ -35,7 +35,7 @@ class Call:
     def open_at(self, kills: "Sequence[Kill]") -> bool:
         """A kill came between its beginning and the commit of its answer."""
         end = (self.ended_at or float("inf")) + COMMIT_S
-        return any(self.began_at - CLOCK_S <= kill.at <= end for kill in kills)
+        return any(self.began_at - CLOCK_S <= kill.seen_at and kill.at <= end for kill in kills)
 
 
 def read_calls(record: Path) -> dict[str, list[Call]]:
@@ -57,7 +57,8 @@ class Kill:
     """One death of a process."""
 
     point: str
-    at: float  # Unix seconds
+    at: float  # Unix seconds: when it was decided
+    seen_at: float  # when the process was seen to be dead: on a busy machine up to half a second later
     job_id: str | None = None  # whose claim, answer or commit it followed
 
 
