@@ -23,6 +23,8 @@ from schemas.errors import Retryable, Unavailable
 
 log = structlog.get_logger()
 
+DOUBLINGS = 30  # of the cool-down: more mean nothing, and an outage of hours has a thousand, which are no float any more
+
 STATE = Gauge(
     "headrace_circuit_state",
     "Of a dependency: 0 closed (it works), 1 half-open (probing), 2 open (out)",
@@ -165,7 +167,7 @@ class Circuit:
         return True
 
     def _open(self, error: Retryable) -> None:
-        ceiling = min(self._policy.cooldown_s * 2**self._failed_probes, self._policy.cooldown_cap_s)
+        ceiling = min(self._policy.cooldown_s * 2 ** min(self._failed_probes, DOUBLINGS), self._policy.cooldown_cap_s)
         jittered = ceiling * random.uniform(0.5, 1.0)  # noqa: S311  # spreads load, protects no secret
         wait_s = max(jittered, min(error.retry_after_s or 0.0, self._policy.retry_after_cap_s))
         if self._failed_probes == 0:

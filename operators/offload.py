@@ -62,6 +62,7 @@ Y = TypeVar("Y")
 Work = Callable[[Envelope[X]], Awaitable[Y]]
 """One call: awaited on the process's event loop, cancelled on timeout. Raises Retryable, Poison or Fatal."""
 
+DOUBLINGS = 30  # of a backoff: more mean nothing, and a thousand are no float any more
 OVERSHOOT = 512  # what sources have handed on before they see the pressure: 64 records of each of 8 partitions
 LANES = 16  # more than a flow has workers; each busy lane costs one wake-up per POLL
 POLL = timedelta(milliseconds=10)  # latency added to a call of seconds; 16 lanes wake 1,600 times a second at the most
@@ -90,7 +91,7 @@ def backoff_s(policy: OffloadPolicy, failures: int, *, retry_after_s: float | No
 
     "Full jitter" of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** (failures - 1))
+    ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** min(failures - 1, DOUBLINGS))
     return max(random.uniform(0.0, ceiling), retry_after_s or 0.0)  # noqa: S311  # spreads load, protects no secret
 
 

@@ -500,3 +500,7 @@ def test_backoff_stays_below_its_ceiling_and_obeys_retry_after(failures: int, re
     wait_s = backoff_s(policy, failures, retry_after_s=retry_after_s)
     ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** (failures - 1))
     assert (retry_after_s or 0.0) <= wait_s <= max(ceiling, retry_after_s or 0.0)
+
+
+def test_an_outage_of_days_never_overflows_the_backoff() -> None:
+    assert backoff_s(OffloadPolicy(), 100_000) <= OffloadPolicy().backoff_cap_s
