@@ -23,7 +23,7 @@ from schemas.errors import Retryable, Unavailable
 
 log = structlog.get_logger()
 
-DOUBLINGS = 30  # of the cool-down: more mean nothing, and an outage of hours has a thousand, which are no float any more
+DOUBLINGS = 30  # of the cool-down: more mean nothing, and a thousand of them, in an outage of hours, are no float
 
 STATE = Gauge(
     "headrace_circuit_state",

@@ -52,7 +52,7 @@ from operators.outcome import Outcome, bury, flow_step, split
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, GaveUp, Poison, Retryable, TookTooLong, Unavailable
+from schemas.errors import Fatal, GaveUp, Poison, Refused, Retryable, TookTooLong, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
 
@@ -112,6 +112,8 @@ class Pending(Generic[X]):
 @dataclass(frozen=True)
 class Dropped:
     """What `around` returns for a message that needs neither a result nor a dead letter: its job has ended already."""
+
+    state: JobState  # how; said again, since "running" has just been said
 
 
 Around = Callable[[Pending[X], Callable[[], Awaitable[Y]]], Awaitable[Y | Dropped]]
@@ -284,9 +286,13 @@ class _Step(Generic[X, Y]):
             except Exception as error:  # noqa: BLE001  # one message failed; any exception in an operator ends the flow
                 if not isinstance(error, GaveUp):
                     pending.failures += 1
+                if isinstance(error, Refused):
+                    self._restore_state(pending, error.job_state, emit)
                 item = self._bury(pending, error)
                 break
             else:
+                if isinstance(result, Dropped):
+                    self._restore_state(pending, result.state, emit)
                 item = result if isinstance(result, Dropped) else pending.envelope.carrying(result)
                 break
             if self._too_late(pending.envelope, wait_s):
@@ -295,6 +301,11 @@ class _Step(Generic[X, Y]):
             await asyncio.sleep(wait_s)
         emit(_Ready(pending.key, item, settles=pending.number))
         self.leave(pending)
+
+    def _restore_state(self, pending: Pending[X], state: JobState, emit: Callable[[_Ready], None]) -> None:
+        """The job's last status is this message's "running", and stays so in a compacted topic: say what is true."""
+        status = self.status(pending, state, attempt=1, detail="a message under the job's id changed nothing")
+        emit(_Ready(pending.key, status))
 
     async def _attempt(self, pending: Pending[X]) -> Y | Dropped:
         job = pending.envelope.job

@@ -17,11 +17,12 @@ from uuid import uuid4
 import structlog
 from prometheus_client import Counter
 
-from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Ledger, Stored, Usage
+from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Ledger, State, Stored, Usage
 from operators.offload import Dropped, Pending
 from schemas.dead_letter import redrives
 from schemas.errors import Fatal, GaveUp, HeadraceError, Poison, Refused, Retryable, Unavailable
 from schemas.event import Event
+from schemas.jobs import JobState
 
 X = TypeVar("X")
 E = TypeVar("E", bound=Event)
@@ -35,6 +36,13 @@ AMBIGUOUS = Counter(
 )
 TAKEN_OVER = "another process took over the job while this one was stalled"
 HELD_RETRY_S = 1.0  # a claim ends with its call, seconds to minutes; or with the lease of a dead process, 30 s
+
+_STATES: Mapping[State, JobState] = {
+    "running": JobState.RUNNING,
+    "waiting": JobState.RETRYING,
+    "done": JobState.COMPLETED,
+    "given_up": JobState.DEAD_LETTERED,
+}
 
 Choice = Literal["retry", "dead_letter"]
 
@@ -76,7 +84,7 @@ class PaidOnce(Generic[X, E]):
             case Claim() as claim:
                 return await self._pay(pending, claim, call)
             case Stored(published=True, origin=first) if first == origin:  # a crash came between result and snapshot
-                return Dropped()
+                return Dropped(JobState.COMPLETED)
             case Stored(result=stored):
                 return self.result.model_validate_json(stored)
             case GivenUp(failure):
@@ -84,9 +92,10 @@ class PaidOnce(Generic[X, E]):
                 raise (Poison if failure.error_class == "poison" else GaveUp)(failure.message)
             case Held():
                 raise Unavailable("another call for this job is in flight", retry_after_s=HELD_RETRY_S)
-            case Conflict():
+            case Conflict(state):
                 raise Refused(
-                    f"job_id {job.job_id!r} belongs to another request, which goes on; submit this one under its own id"
+                    f"job_id {job.job_id!r} belongs to another request, which goes on; submit this one under another",
+                    job_state=_STATES[state],
                 )
 
     async def _pay(self, pending: Pending[X], claim: Claim, call: Callable[[], Awaitable[E]]) -> E:
@@ -94,6 +103,7 @@ class PaidOnce(Generic[X, E]):
         await self._end_what_has_no_right_to_a_call(pending, claim)
         try:
             answer = await call()
+            encoded, usage = answer.encode(), self.usage(answer)
         except (Unavailable, Fatal):
             await self.ledger.release(claim, failed=False)
             raise
@@ -106,7 +116,7 @@ class PaidOnce(Generic[X, E]):
         except Exception as error:
             await self._give_up(claim, error)
             raise
-        if not await self.ledger.commit(claim, answer.encode(), self.usage(answer)):
+        if not await self.ledger.commit(claim, encoded, usage):
             raise Unavailable(TAKEN_OVER)
         return answer
 

@@ -1,5 +1,7 @@
 """The classes of failure: whatever can fail raises one of them; only offload and attempt catch them."""
 
+from schemas.jobs import JobState
+
 
 class HeadraceError(Exception):
     """Base of the classed errors. The message names the thing, the value and the way out; it holds no document text."""
@@ -32,7 +34,11 @@ class Poison(HeadraceError):
 
 
 class Refused(Poison):
-    """This message, not its job: the job that it names is another one, and goes on."""
+    """This message, not its job: the job that it names is another one, and stays as it is, in `job_state`."""
+
+    def __init__(self, message: str, *, job_state: JobState) -> None:
+        super().__init__(message)
+        self.job_state = job_state
 
 
 class GaveUp(HeadraceError):

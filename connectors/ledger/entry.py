@@ -1,7 +1,6 @@
 """A job's entry in the ledger and how it may change: the rules, without any database."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from connectors.ledger.port import (
     Attempt,
@@ -12,11 +11,10 @@ from connectors.ledger.port import (
     GivenUp,
     Held,
     JobRecord,
+    State,
     Stored,
     Usage,
 )
-
-State = Literal["running", "waiting", "done", "given_up"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def claim(  # noqa: PLR0911  # one return per rule
         )
         return new, Claim(attempt.job_id, attempt.token)
     if (entry.request_hash, entry.tenant) != (attempt.request_hash, attempt.tenant):
-        return None, Conflict()
+        return None, Conflict(entry.state)
     redriven = attempt.redrives > entry.redrives
     taken = replace(
         entry,

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+State = Literal["running", "waiting", "done", "given_up"]
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -75,7 +77,9 @@ class Held:
 
 @dataclass(frozen=True)
 class Conflict:
-    """The job_id belongs to another request."""
+    """The job_id belongs to another request, which is in `state`."""
+
+    state: State
 
 
 ClaimOutcome = Claim | Stored | GivenUp | Held | Conflict
@@ -87,7 +91,7 @@ class JobRecord:
 
     job_id: str
     tenant: str
-    state: Literal["running", "waiting", "done", "given_up"]
+    state: State
     failures: int
     redrives: int
     ambiguities: int  # how often a claim was taken over from a process that died

@@ -70,11 +70,11 @@ def test_a_done_job_gives_its_stored_bytes_and_no_claim(database: Database) -> N
 def test_another_request_or_tenant_under_the_same_id_is_refused(database: Database) -> None:
     async def test(ledger: SqlLedger) -> None:
         claim = claimed(await ledger.claim(attempt()))
-        assert await ledger.claim(attempt(request_hash="other")) == Conflict()
+        assert await ledger.claim(attempt(request_hash="other")) == Conflict("running")
         await ledger.commit(claim, b"r", USAGE)
-        assert await ledger.claim(attempt(request_hash="other")) == Conflict()
+        assert await ledger.claim(attempt(request_hash="other")) == Conflict("done")
         stranger = Attempt("j", "rival", "h", "t/0/2", uuid4().hex)
-        assert await ledger.claim(stranger) == Conflict()
+        assert await ledger.claim(stranger) == Conflict("done")
 
     on(database, test)
 
