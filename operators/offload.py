@@ -52,7 +52,7 @@ from operators.outcome import Outcome, bury, flow_step, split
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, GaveUp, Poison, Refused, Retryable, TookTooLong, Unavailable
+from schemas.errors import Fatal, GaveUp, Poison, Retryable, TookTooLong, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
 
@@ -107,13 +107,12 @@ class Pending(Generic[X]):
     identity: str | None = None  # with `same`: what it asks for
     followers: list[int] = field(default_factory=list)  # numbers of those that ask for the same, and end with it
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
+    tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
 
 
 @dataclass(frozen=True)
 class Dropped:
     """What `around` returns for a message that needs neither a result nor a dead letter: its job has ended already."""
-
-    state: JobState  # how; said again, since "running" has just been said
 
 
 Around = Callable[[Pending[X], Callable[[], Awaitable[Y]]], Awaitable[Y | Dropped]]
@@ -257,6 +256,12 @@ class _Step(Generic[X, Y]):
 
     async def settle(self, pending: Pending[X], emit: Callable[[_Ready], None]) -> None:  # noqa: C901  # a branch per class
         """Try until there is a result or a dead letter, and emit it."""
+
+        def tell(state: JobState, detail: str) -> None:
+            status = self.status(pending, state, attempt=pending.failures + 1, detail=detail)
+            emit(_Ready(pending.key, status))
+
+        pending.tell = tell
         waits = 0
         failure: Retryable
         while True:
@@ -264,10 +269,7 @@ class _Step(Generic[X, Y]):
                 result = await self._attempt(pending)
             except Unavailable as error:  # nothing was attempted: wait, and say so once
                 if waits == 0:
-                    status = self.status(
-                        pending, JobState.RETRYING, attempt=pending.failures + 1, detail=f"waiting: {error}"
-                    )
-                    emit(_Ready(pending.key, status))
+                    tell(JobState.RETRYING, f"waiting: {error}")
                 waits += 1
                 wait_s, failure = backoff_s(self.policy, waits, retry_after_s=error.retry_after_s), error
             except Retryable as error:
@@ -277,22 +279,17 @@ class _Step(Generic[X, Y]):
                     item: Envelope[Y] | DeadLetter | Dropped | Fatal = self._bury(pending, error)
                     break
                 wait_s, failure = backoff_s(self.policy, pending.failures, retry_after_s=error.retry_after_s), error
-                attempt = pending.failures + 1
-                detail = f"attempt {attempt} of {self.policy.attempts} in {wait_s:.1f} s: {error}"
-                emit(_Ready(pending.key, self.status(pending, JobState.RETRYING, attempt=attempt, detail=detail)))
+                next_attempt = f"attempt {pending.failures + 1} of {self.policy.attempts}"
+                tell(JobState.RETRYING, f"{next_attempt} in {wait_s:.1f} s: {error}")
             except Fatal as error:
                 item = error
                 break
             except Exception as error:  # noqa: BLE001  # one message failed; any exception in an operator ends the flow
                 if not isinstance(error, GaveUp):
                     pending.failures += 1
-                if isinstance(error, Refused):
-                    self._restore_state(pending, error.job_state, emit)
                 item = self._bury(pending, error)
                 break
             else:
-                if isinstance(result, Dropped):
-                    self._restore_state(pending, result.state, emit)
                 item = result if isinstance(result, Dropped) else pending.envelope.carrying(result)
                 break
             if self._too_late(pending.envelope, wait_s):
@@ -301,11 +298,6 @@ class _Step(Generic[X, Y]):
             await asyncio.sleep(wait_s)
         emit(_Ready(pending.key, item, settles=pending.number))
         self.leave(pending)
-
-    def _restore_state(self, pending: Pending[X], state: JobState, emit: Callable[[_Ready], None]) -> None:
-        """The job's last status is this message's "running", and stays so in a compacted topic: say what is true."""
-        status = self.status(pending, state, attempt=1, detail="a message under the job's id changed nothing")
-        emit(_Ready(pending.key, status))
 
     async def _attempt(self, pending: Pending[X]) -> Y | Dropped:
         job = pending.envelope.job

@@ -84,7 +84,8 @@ class PaidOnce(Generic[X, E]):
             case Claim() as claim:
                 return await self._pay(pending, claim, call)
             case Stored(published=True, origin=first) if first == origin:  # a crash came between result and snapshot
-                return Dropped(JobState.COMPLETED)
+                pending.tell(JobState.COMPLETED, "answered and published before")  # "running" is not the last word
+                return Dropped()
             case Stored(result=stored):
                 return self.result.model_validate_json(stored)
             case GivenUp(failure):
@@ -93,9 +94,9 @@ class PaidOnce(Generic[X, E]):
             case Held():
                 raise Unavailable("another call for this job is in flight", retry_after_s=HELD_RETRY_S)
             case Conflict(state):
+                pending.tell(_STATES[state], "another request under this id was refused")  # as above
                 raise Refused(
-                    f"job_id {job.job_id!r} belongs to another request, which goes on; submit this one under another",
-                    job_state=_STATES[state],
+                    f"job_id {job.job_id!r} belongs to another request, which goes on; submit this one under another"
                 )
 
     async def _pay(self, pending: Pending[X], claim: Claim, call: Callable[[], Awaitable[E]]) -> E:
@@ -126,6 +127,7 @@ class PaidOnce(Generic[X, E]):
             AMBIGUOUS.labels(tenant).inc()
             choice = self.ambiguity.of(tenant)
             log.warning("ambiguous job", job_id=claim.job_id, tenant=tenant, then=choice)
+            pending.tell(JobState.RUNNING, f"ambiguous: a crash interrupted its call, which may be billed ({choice})")
             if choice == "dead_letter":
                 interrupted = GaveUp("a crash interrupted its call, which may have been billed")
                 await self._give_up(claim, interrupted)

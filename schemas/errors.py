@@ -1,6 +1,26 @@
-"""The classes of failure: whatever can fail raises one of them; only offload and attempt catch them."""
+"""The classes of failure: whatever can fail raises one of them; only offload and attempt catch them.
 
-from schemas.jobs import JobState
+Which exception or status is which is decided once, in the connector that meets it:
+
+| from         | Unavailable (waits)      | Retryable (5 attempts)         | Poison (dead letter)      | Fatal (flow stops)      |
+|--------------|--------------------------|--------------------------------|---------------------------|-------------------------|
+| LLM          | refused, unknown host    | 408 409 425 429 5xx, timeout,  | 400 413 422, other 4xx    | 401 403 404             |
+|              |                          | cut, malformed or empty stream |                           |                         |
+| Qdrant       | refused, gRPC UNAVAILABLE| 404 408 409 429 5xx, timeout   | 400 413 422, INVALID_...  | 401 403, other 4xx,     |
+|              |                          |                                |                           | not a Qdrant            |
+| object store |                          | OSError, still being written   | missing, too large, not   | a URL that is none      |
+|              |                          |                                | allowed, other sha256     |                         |
+| parser       |                          | TookTooLong; no process could  | crash, out of memory,     |                         |
+|              |                          | be started                     | unreadable, no text       |                         |
+| embedder     |                          | a failed forward pass          |                           | unknown model           |
+| ledger       | connection lost, silent  |                                | another request's job_id  | full, corrupt, refused  |
+|              | for 5 s, locked          |                                | (Refused)                 | login, superseded       |
+| Kafka        |                          | not acknowledged in time (the  | no event, too deep        | topic missing, too large|
+|              |                          | flow stops, and is restarted)  |                           | offset gone             |
+| job          |                          |                                | deadline passed           |                         |
+
+While a circuit is open a Retryable counts as Unavailable. An exception of no class is a bug: Poison for its message.
+"""
 
 
 class HeadraceError(Exception):
@@ -34,11 +54,7 @@ class Poison(HeadraceError):
 
 
 class Refused(Poison):
-    """This message, not its job: the job that it names is another one, and stays as it is, in `job_state`."""
-
-    def __init__(self, message: str, *, job_state: JobState) -> None:
-        super().__init__(message)
-        self.job_state = job_state
+    """This message, not its job: the job that it names is another one, and stays as it is."""
 
 
 class GaveUp(HeadraceError):
