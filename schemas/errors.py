@@ -1,25 +1,8 @@
 """The classes of failure: whatever can fail raises one of them; only offload and attempt catch them.
 
-Which exception or status is which is decided once, in the connector that meets it:
-
-| from         | Unavailable (waits)      | Retryable (5 attempts)         | Poison (dead letter)      | Fatal (flow stops)      |
-|--------------|--------------------------|--------------------------------|---------------------------|-------------------------|
-| LLM          | refused, unknown host    | 408 409 425 429 5xx, timeout,  | 400 413 422, other 4xx    | 401 403 404             |
-|              |                          | cut, malformed or empty stream |                           |                         |
-| Qdrant       | refused, gRPC UNAVAILABLE| 404 408 409 429 5xx, timeout   | 400 413 422, INVALID_...  | 401 403, other 4xx,     |
-|              |                          |                                |                           | not a Qdrant            |
-| object store |                          | OSError, still being written   | missing, too large, not   | a URL that is none      |
-|              |                          |                                | allowed, other sha256     |                         |
-| parser       |                          | TookTooLong; no process could  | crash, out of memory,     |                         |
-|              |                          | be started                     | unreadable, no text       |                         |
-| embedder     |                          | a failed forward pass          |                           | unknown model           |
-| ledger       | connection lost, silent  |                                | another request's job_id  | full, corrupt, refused  |
-|              | for 5 s, locked          |                                | (Refused)                 | login, superseded       |
-| Kafka        |                          | not acknowledged in time (the  | no event, too deep        | topic missing, too large|
-|              |                          | flow stops, and is restarted)  |                           | offset gone             |
-| job          |                          |                                | deadline passed           |                         |
-
-While a circuit is open a Retryable counts as Unavailable. An exception of no class is a bug: Poison for its message.
+Which exception or status is which is decided once, in the connector that meets it; the README's table "What a failure
+becomes" lists them all. While a circuit is open, a Retryable counts as Unavailable. An exception of no class is a bug:
+Poison for its message, and an ERROR in the log.
 """
 
 
