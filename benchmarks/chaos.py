@@ -20,6 +20,7 @@ from tests.kafka.apache_kafka import missing_tools
 @click.option("--seed", default=0, show_default=True, help="The same seed makes the same load and schedule.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Runs, of seeds that follow.")
 @click.option("--outage", default=5.0, show_default=True, help="Seconds of model outage in each run.")
+@click.option("--postgres", is_flag=True, help="Keep the ledger in a PostgreSQL of the run's own, instead of SQLite.")
 @click.option("--no-ledger", is_flag=True, help="Run without the ledger: must report violations.")
 @click.option("--stock-sink", is_flag=True, help="Run with Bytewax's Kafka sink: must report violations.")
 @click.option("--real-embedder", is_flag=True, help="Load the default model at each start, as a deployment would.")
@@ -32,6 +33,7 @@ def chaos(  # noqa: PLR0913  # options of a command
     seeds: int,
     outage: float,
     *,
+    postgres: bool,
     no_ledger: bool,
     stock_sink: bool,
     real_embedder: bool,
@@ -50,6 +52,7 @@ def chaos(  # noqa: PLR0913  # options of a command
             seed=each,
             outage_s=outage,
             ledger=not no_ledger,
+            postgres=postgres,
             stock_sink=stock_sink,
             real_embedder=real_embedder,
         )

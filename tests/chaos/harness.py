@@ -21,6 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from connectors.kafka.topics import TopicSpec, create_topics
 from connectors.ledger.port import JobRecord
+from connectors.ledger.postgres import PostgresStore
 from connectors.ledger.sql import SqlLedger
 from connectors.ledger.sqlite import SqliteStore
 from connectors.vector_index.edge import EdgeIndex
@@ -30,6 +31,7 @@ from tests.chaos.load import Load, make_load
 from tests.chaos.oracle import Evidence, Kill, Outcomes, Verdict, judge, read_calls
 from tests.chaos.victim import POINTS, Words
 from tests.kafka.apache_kafka import ApacheKafka
+from tests.postgres_server import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 CYCLE_S = 20.0  # a process that has not come to its point by then is killed where it is
@@ -54,6 +56,7 @@ class Plan:
     outage_s: float = 5.0  # of the model server, once
     end_s: float = 240.0  # from the last kill until everything should have ended
     ledger: bool = True
+    postgres: bool = False  # the ledger's database, instead of SQLite
     stock_sink: bool = False
     real_embedder: bool = False
     points: tuple[str, ...] = (*POINTS, "random")
@@ -190,11 +193,14 @@ class ChaosRun:
         self._load = make_load(plan.seed, plan.jobs, plan.documents)
         self._recovery_s: list[float] = []
         self._deaths: list[float] = []
+        self._ledger = str(directory / "ledger.sqlite") if plan.ledger else "off"
 
     def run(self) -> Report:
         """Send, kill, wait until all has ended, and judge."""
         began = time.monotonic()
         with ExitStack() as stack:
+            if self._plan.postgres:
+                self._ledger = stack.enter_context(PostgresServer()).conninfo
             self._environment = self._flow_environment(stack.enter_context(self._model_server()))
             create_topics(self._kafka.bootstrap, _topics())
             watcher = stack.enter_context(closing(_Watcher(self._kafka.bootstrap)))
@@ -233,11 +239,10 @@ class ChaosRun:
 
     def _flow_environment(self, llm_url: str) -> dict[str, str]:
         self._llm_url = llm_url
-        ledger = str(self._directory / "ledger.sqlite") if self._plan.ledger else "off"
         return {
             "HEADRACE_KAFKA_BOOTSTRAP": self._kafka.bootstrap,
             "HEADRACE_DATA_DIR": str(self._directory / "data"),
-            "HEADRACE_LEDGER": ledger,
+            "HEADRACE_LEDGER": self._ledger,
             "HEADRACE_LLM_URL": llm_url,
             "HEADRACE_LLM_MODEL": "test",
             "HEADRACE_INFER_TIMEOUT_S": "3",
@@ -354,15 +359,16 @@ class ChaosRun:
             ),
             calls=read_calls(self._record),
             kills=[Kill(**json.loads(line), seen_at=died) for line, died in zip(lines, self._deaths, strict=True)],
-            ledger=asyncio.run(_ledger(self._directory / "ledger.sqlite", load)) if self._plan.ledger else {},
+            ledger=asyncio.run(_ledger(self._ledger, load)) if self._plan.ledger else {},
             missing_points=missing,
             extra_points=extra,
             exit_code=exit_code,
         )
 
 
-async def _ledger(path: Path, load: Load) -> dict[str, JobRecord]:
-    ledger = SqlLedger(SqliteStore(path), "oracle")
+async def _ledger(place: str, load: Load) -> dict[str, JobRecord]:
+    store = PostgresStore(place) if place.startswith("postgresql://") else SqliteStore(Path(place))
+    ledger = SqlLedger(store, "oracle")
     try:
         found = [await ledger.find(job_id) for job_id in sorted(load.requests)]
     finally:
