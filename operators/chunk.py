@@ -4,7 +4,6 @@ Guarantee: every token is in at least one chunk, no chunk has more than `size_to
 gives the same chunks. State: offload's pending documents. Dead letters: a text without any token.
 """
 
-import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.embedder.port import Embedder
+from connectors.executors import ThreadExecutor
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
@@ -156,8 +156,9 @@ def chunk(
     runtime: Runtime,
 ) -> Outcome[ChunkedDocument]:
     """Cut each document, in order per document."""
+    threads = ThreadExecutor(CHUNK.capacity)
 
     async def work(envelope: Envelope[DocumentExtracted]) -> ChunkedDocument:
-        return await asyncio.to_thread(chunk_document, envelope.body, embedder, policy)
+        return await threads.run(chunk_document, envelope.body, embedder, policy)
 
     return offload("work", up, work, body=DocumentExtracted, policy=CHUNK, runtime=runtime)
