@@ -19,8 +19,8 @@ except for a dependency that is out.
 * Order: keys overtake each other; with `keep_key_order` the messages of one key go one at a time.
 * Coalesced: with `same`, a message that asks for what is already in flight under its key makes no call of its own, and
   ends with the one that does.
-* Executors: `work` is a coroutine of the process's event loop; one that must block awaits a thread or a process that can
-  be killed (`connectors.executors`).
+* Executors: `work` is a coroutine of the process's event loop; one that must block awaits a thread, or a process that
+  can be killed (`connectors.executors`).
 * Stop: a wish to stop ends the wait for capacity, gives pending calls until its deadline, and leaves the rest in the
   snapshot. A natural end of input waits for every call.
 

@@ -134,7 +134,7 @@ class SqlLedger(Ledger):
         heartbeat_s: float = HEARTBEAT_S,
         retention_s: float = RETENTION_S,
     ) -> None:
-        self._store = store
+        self.store = store
         self._owner = owner
         self.claimant = uuid4().hex
         """This run."""
@@ -177,7 +177,7 @@ class SqlLedger(Ledger):
         """See the port."""
         async with self._store_lock:
             await self._begin()
-            await self._store.mark_published(job_ids)
+            await self.store.mark_published(job_ids)
 
     async def _change(self, job_id: str, rule: Callable[[Entry | None, Collection[str]], tuple[Entry | None, T]]) -> T:
         if not self._tasks:
@@ -216,7 +216,7 @@ class SqlLedger(Ledger):
         try:
             async with self._store_lock:
                 await self._begin()
-                await self._store.transact(sorted({operation.job_id for operation in batch}), apply)
+                await self.store.transact(sorted({operation.job_id for operation in batch}), apply)
         except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must hear of it
             for operation in batch:
                 if not operation.done.done():  # whoever waited may have been cancelled
@@ -230,7 +230,7 @@ class SqlLedger(Ledger):
         if self._superseded is not None:
             raise self._superseded
         if not self._registered:
-            await self._store.register(self._owner, self.claimant, self._lease_s)
+            await self.store.register(self._owner, self.claimant, self._lease_s)
             self._registered = True
 
     async def _stay_alive(self) -> None:
@@ -241,12 +241,12 @@ class SqlLedger(Ledger):
                 async with self._store_lock:
                     if not self._registered:
                         continue
-                    if not await self._store.renew(self.claimant, self._lease_s):
+                    if not await self.store.renew(self.claimant, self._lease_s):
                         self._superseded = Fatal(
                             f"ledger: another process took over from {self._owner} while this one was out of reach"
                         )
                         log.error("superseded in the ledger", owner=self._owner)
-                    expired = await self._store.expire(self._retention_s, EXPIRE_BATCH)
+                    expired = await self.store.expire(self._retention_s, EXPIRE_BATCH)
                 if expired:
                     log.info("ledger entries expired", entries=expired)
 
@@ -258,4 +258,4 @@ class SqlLedger(Ledger):
         for operation in self._waiting:
             if not operation.done.done():
                 operation.done.set_exception(Unavailable("the ledger is closed"))
-        await self._store.close()
+        await self.store.close()
