@@ -102,6 +102,7 @@ def run_flows(
         click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
         for each in runs:
             each.thread.join()
+        loop.cancel_started()  # before their connections are closed: a call that is cut off would pass for one that failed
         for each in runs:
             if each.failure is not None:
                 raise each.failure
@@ -141,7 +142,8 @@ class _Run:
                 worker_count_per_proc=settings.workers,
             )
         except Exception as error:  # noqa: BLE001  # kept, and raised by the main thread
-            self.failure = _root(error)
+            root = _root(error)
+            self.failure = recovery.failure(root) or root
             kind = type(self.failure).__name__
             log.error("flow failed", flow=name, error=str(self.failure), error_type=kind)  # noqa: TRY400  # no text
         else:

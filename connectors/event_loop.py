@@ -9,6 +9,8 @@ from typing import Self, TypeVar
 
 R = TypeVar("R")
 
+_CLEANUP_S = 5.0  # for what is cancelled to close its connections
+
 
 class EventLoop:
     """Runs coroutines beside the threads that feed them. Connectors that keep connections live on it."""
@@ -45,6 +47,17 @@ class EventLoop:
             future.cancel()
             raise
 
+    def cancel_started(self) -> None:
+        """Cancel what `start` has started and what still runs of it, and wait until it is gone."""
+
+        async def cancel() -> None:
+            for task in self._running:
+                task.cancel()
+            if self._running:
+                await asyncio.wait(set(self._running), timeout=_CLEANUP_S)
+
+        self.submit(cancel()).result()
+
     def close(self) -> None:
         """Cancel what still runs, give it a moment to clean up, and end the thread."""
 
@@ -52,7 +65,7 @@ class EventLoop:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks, timeout=5.0) if tasks else None
+            await asyncio.wait(tasks, timeout=_CLEANUP_S) if tasks else None
             await self._loop.shutdown_asyncgens()
 
         self.submit(cancel_all()).result()

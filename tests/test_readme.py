@@ -32,9 +32,22 @@ def test_the_flow_is_the_flow_file() -> None:
     assert all(f"    {line}\n" in code for line in shown.splitlines())
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench )?[a-z]+)", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench )?[a-z]+)", README)))
+)
 def test_every_command_named_exists(command: str) -> None:
-    if command.split(maxsplit=1)[0] in {"run", "submit", "topics", "schemas", "demo", "up", "dev", "dlq", "jobs", "bench"}:
+    if command.split(maxsplit=1)[0] in {
+        "run",
+        "submit",
+        "topics",
+        "schemas",
+        "demo",
+        "up",
+        "dev",
+        "dlq",
+        "jobs",
+        "bench",
+    }:
         assert headrace(*command.split(), "--help").returncode == 0
 
 

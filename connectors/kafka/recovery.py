@@ -6,6 +6,7 @@ pickle, which runs code when read, so nobody else may be able to write them.
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -16,6 +17,8 @@ from uuid import uuid4
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from schemas.errors import Fatal
+
+_SQLITE_FAILURE = re.compile(r'SqliteFailure\(Error \{ code: (?P<code>\w+).*?Some\("(?P<reason>[^"]*)"\)', re.DOTALL)
 
 
 class RecoveryDirectory:
@@ -49,6 +52,15 @@ class RecoveryDirectory:
         if self._lock is None:
             raise RuntimeError(f"{self._path}: enter the recovery directory before use")
         return RecoveryConfig(str(self._store))
+
+    def failure(self, error: BaseException) -> Fatal | None:
+        """The error in words, if it is bytewax's own about its snapshots: a panic, which has no class to tell it by."""
+        found = _SQLITE_FAILURE.search(str(error))
+        if found is None:
+            return None
+        full = found["code"] == "DiskFull"
+        way_out = "free some space" if full else "check it, and whether its disk is full or broken"
+        return Fatal(f"recovery directory {self._path}: {found['reason']}; {way_out}, then start again")
 
     @property
     def identity(self) -> str:
@@ -99,5 +111,8 @@ class RecoveryDirectory:
         unfinished = self._path / "snapshots.new"  # renamed when whole: a crash in between leaves no half of it
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        init_db_dir(unfinished, self._partitions)
+        try:
+            init_db_dir(unfinished, self._partitions)
+        except BaseException as panic:  # noqa: BLE001  # pyo3's PanicException is no Exception
+            raise self.failure(panic) or panic from None
         unfinished.rename(self._store)

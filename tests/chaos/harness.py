@@ -19,6 +19,8 @@ from uuid import uuid4
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
+from connectors.embedder.port import Tokenizer
+from connectors.embedder.sentence_transformer import SentenceTransformerEmbedder
 from connectors.kafka.topics import TopicSpec, create_topics
 from connectors.ledger.port import JobRecord
 from connectors.ledger.postgres import PostgresStore
@@ -343,10 +345,14 @@ class ChaosRun:
             time.sleep(1.0)
         return code
 
+    def _tokenizer(self) -> Tokenizer:
+        """The one that the flows cut by."""
+        return SentenceTransformerEmbedder().tokenizer if self._plan.real_embedder else Words()
+
     def _evidence(self, seen: _Seen, exit_code: int | None) -> Evidence:
         load = self._load
         lines = self._kills.read_text().splitlines() if self._kills.exists() else []
-        missing, extra = asyncio.run(_compare_points(self._directory / "data" / "vectors", load))
+        missing, extra = asyncio.run(_compare_points(self._directory / "data" / "vectors", load, self._tokenizer()))
         return Evidence(
             requests=load.requests,
             uploads=load.uploads,
@@ -376,13 +382,13 @@ async def _ledger(place: str, load: Load) -> dict[str, JobRecord]:
     return {record.job_id: record for record in found if record is not None}
 
 
-async def _compare_points(directory: Path, load: Load) -> tuple[int, int]:
+async def _compare_points(directory: Path, load: Load, tokenizer: Tokenizer) -> tuple[int, int]:
     """Texts that should be in the index and are not, and points that should not be there, duplicates included."""
     index = EdgeIndex(directory)
     missing = extra = held = 0
     try:
         for document_id, text in load.documents.items():
-            wanted = Counter(_texts(text))
+            wanted = Counter(_texts(text, tokenizer))
             points = await index.list_document("documents", tenant="default", document_id=document_id)
             found = Counter(point.text for point in points)
             missing += (wanted - found).total()
@@ -393,8 +399,8 @@ async def _compare_points(directory: Path, load: Load) -> tuple[int, int]:
         await index.close()
 
 
-def _texts(text: str | None) -> list[str]:
-    return [] if text is None else [chunk.text for chunk in cut(text, (), Words().offsets(text), CHUNKING)]
+def _texts(text: str | None, tokenizer: Tokenizer) -> list[str]:
+    return [] if text is None else [chunk.text for chunk in cut(text, (), tokenizer.offsets(text), CHUNKING)]
 
 
 def run_chaos(plan: Plan, directory: Path, say: Callable[[str], None] = lambda _: None) -> Report:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from threading import Lock
@@ -24,15 +24,14 @@ from bytewax.connectors.kafka import KafkaSink as StockSink
 from bytewax.connectors.kafka import KafkaSinkMessage
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
+from cli import main as cli_main
 from cli import run, wiring
 from cli.configuration import bootstrap_of
-from cli.logs import configure_logs
 from connectors.embedder.port import Embedder, Tokenizer
 from connectors.event_loop import EventLoop
 from connectors.kafka import sink, source
 from connectors.kafka.port import Delivered
 from connectors.kafka.record import OutgoingRecord, Record
-from connectors.kafka.stop import Stop
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
@@ -259,10 +258,9 @@ class StockKafkaSink(DynamicSink[tuple[str, OutgoingRecord]]):
 
 
 def main() -> None:
-    """Run the flows that the arguments name."""
+    """`headrace run` with the flows that the arguments name."""
     settings = load()
-    configure_logs(settings.log_level)
-    killer = Killer(os.environ.get("VICTIM_KILL", ""), Path(os.environ["VICTIM_KILLS"]))
+    killer = Killer(os.environ.get("VICTIM_KILL", ""), Path(os.environ.get("VICTIM_KILLS", os.devnull)))
     make_partitions_mortal(killer)
     if os.environ.get("VICTIM_SINK") == "stock":
 
@@ -275,7 +273,9 @@ def main() -> None:
     def connect(settings: Settings, loop: EventLoop, owner: str) -> MortalConnectors:
         return MortalConnectors(settings, loop, owner, killer=killer)
 
-    run.run_flows(tuple(sys.argv[1:]), settings, Stop(), connect)
+    run.run_flows = partial(run.run_flows, connect=connect)
+    sys.argv.insert(1, "run")
+    cli_main.main()
 
 
 if __name__ == "__main__":
