@@ -102,7 +102,7 @@ def run_flows(
         click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
         for each in runs:
             each.thread.join()
-        loop.cancel_started()  # before their connections are closed: a call that is cut off would pass for one that failed
+        loop.cancel_started()  # before their connections close: a call that is cut off would pass for a failed one
         for each in runs:
             if each.failure is not None:
                 raise each.failure
