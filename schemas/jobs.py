@@ -42,5 +42,5 @@ class StatusChanged(Event):
 
     @property
     def event_id(self) -> str:
-        """One id per job, step, state and attempt."""
-        return derive_id(self.TYPE, self.job_id, self.step, self.state, str(self.attempt))
+        """One id per job, step, state, attempt and detail."""
+        return derive_id(self.TYPE, self.job_id, self.step, self.state, str(self.attempt), self.detail or "")

@@ -143,7 +143,7 @@ class _Watcher:
         self._consumer.close()
 
 
-class _Victim:
+class Victim:
     """One process that runs the flows; its lines are noted with their times."""
 
     def __init__(self, environment: Mapping[str, str], log: Path, kill: str) -> None:
@@ -293,13 +293,13 @@ class ChaosRun:
         time.sleep(self._draw.uniform(0.0, 4.0))
         self._kafka.start()
 
-    def _start(self, point: str) -> _Victim:
+    def _start(self, point: str) -> Victim:
         often = max(self._plan.jobs // self._plan.kills // 2, 1)
         number = {"after-upsert": 3, "during-snapshot": 8, "after-sink": 60}.get(point, often)
         kill = "" if point in {"random", "none"} else f"{point}:{self._draw.randint(1, number)}"
-        return _Victim(self._environment, self._directory / "victim.log", kill)
+        return Victim(self._environment, self._directory / "victim.log", kill)
 
-    def _await_death(self, victim: _Victim, point: str) -> None:
+    def _await_death(self, victim: Victim, point: str) -> None:
         if point == "random":
             assert victim.wait(START_S, lambda: "running" in victim.heard), self._log()
             victim.wait(self._draw.uniform(0.0, 3.0))
@@ -314,7 +314,7 @@ class ChaosRun:
         self._note_recovery(victim)
         self._deaths.append(time.time())
 
-    def _note_recovery(self, victim: _Victim) -> None:
+    def _note_recovery(self, victim: Victim) -> None:
         if self._deaths and "consuming" in victim.heard:
             self._recovery_s.append(victim.heard["consuming"] - self._deaths[-1])
 

@@ -30,8 +30,7 @@ from connectors.kafka.topics import TopicSpec, create_topics, group_lag
 from connectors.ledger.sql import HEARTBEAT_S, LEASE_S
 from schemas.errors import Fatal
 from schemas.topics import CATALOGUE, dead_letter_topics
-from tests.chaos.harness import ChaosRun, Plan
-from tests.chaos.harness import _Victim as Victim
+from tests.chaos.harness import ChaosRun, Plan, Victim
 from tests.chaos.parts import Flows, ModelServer, look_up
 from tests.headrace_process import Payload, PlainClient
 from tests.kafka.apache_kafka import ApacheKafka
