@@ -96,12 +96,15 @@ def _measure(latencies_s: Sequence[float], capacity: int, directory: Path) -> tu
 @click.command()
 @click.option("--calls", default=5000, show_default=True, type=click.IntRange(1))
 @click.option("--capacity", default=1000, show_default=True, type=click.IntRange(1), help="Calls in flight.")
+@click.option(
+    "--mixed-s", nargs=2, type=float, default=(2.0, 30.0), show_default=True, help="Mixed latencies: from, to."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def offload(calls: int, capacity: int, *, as_json: bool) -> None:
-    """Make CALLS calls of 2 s, and as many of 2 to 30 s, CAPACITY at a time, on one worker with the ledger on."""
+def offload(calls: int, capacity: int, mixed_s: tuple[float, float], *, as_json: bool) -> None:
+    """Make CALLS calls of 2 s, and as many of mixed latency, CAPACITY at a time, on one worker with the ledger on."""
     draw = Random(0)  # noqa: S311  # latencies, not secrets
     figures: dict[str, float] = {"calls": calls, "capacity": capacity}
-    for name, latencies_s in (("", [2.0] * calls), ("_mixed", [draw.uniform(2.0, 30.0) for _ in range(calls)])):
+    for name, latencies_s in (("", [2.0] * calls), ("_mixed", [draw.uniform(*mixed_s) for _ in range(calls)])):
         with tempfile.TemporaryDirectory(prefix="headrace-offload-") as directory:
             ratio, cpu_ms = _measure(latencies_s, capacity, Path(directory))
         figures[f"ratio_to_ideal{name}"] = round(ratio, 4)

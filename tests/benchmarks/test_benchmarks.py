@@ -1,0 +1,34 @@
+"""Every benchmark runs, and prints one JSON object with the figures that it is known for."""
+
+import json
+
+import pytest
+
+from benchmarks.offload import ideal_s
+from tests.headrace_process import headrace
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figures"),
+    [
+        (("dedup", "--ids", "2000"), {"rss_mb", "restore_s"}),
+        (
+            ("offload", "--calls", "20", "--capacity", "20", "--mixed-s", "0.1", "0.5"),
+            {"ratio_to_ideal", "ratio_to_ideal_mixed", "cpu_ms_per_call"},
+        ),
+    ],
+)
+def test_a_benchmark_prints_one_json_object(arguments: tuple[str, ...], figures: set[str]) -> None:
+    done = headrace("bench", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["bench"] == arguments[0]
+    assert report["figures"].keys() >= figures
+    assert report["hardware"].keys() >= {"cpu", "cores", "amx", "gpu"}
+    assert all(aim.keys() == {"figure", "aim", "met"} for aim in report["aims"])
+
+
+def test_the_ideal_begins_each_call_when_a_slot_is_free() -> None:
+    assert ideal_s([2.0] * 10, 5) == 4.0
+    assert ideal_s([5.0, 1.0, 1.0, 1.0], 2) == 5.0
+    assert ideal_s([1.0], 100) == 1.0
