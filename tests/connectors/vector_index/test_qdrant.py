@@ -15,7 +15,7 @@ import grpc  # type: ignore[import-untyped] # grpcio ships no types
 import pytest
 
 from connectors.vector_index.qdrant import QdrantIndex
-from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 ROOT = Path(__file__).parents[3]
 
@@ -142,7 +142,7 @@ def test_server_that_is_no_qdrant_is_fatal(http_server: Callable[[Answer], str])
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        (grpc.StatusCode.UNAVAILABLE, Retryable),
+        (grpc.StatusCode.UNAVAILABLE, Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, Retryable),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Retryable),
         (grpc.StatusCode.INTERNAL, Retryable),
