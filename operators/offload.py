@@ -67,7 +67,8 @@ Work = Callable[[Envelope[X]], Awaitable[Y]]
 DOUBLINGS = 30  # of a backoff: more mean nothing, and a thousand are no float any more
 OVERSHOOT = 512  # what sources have handed on before they see the pressure: 64 records of each of 8 partitions
 LANES = 16  # more than a flow has workers; each busy lane costs one wake-up per POLL
-POLL = timedelta(milliseconds=10)  # latency added to a call of seconds; 16 lanes wake 1,600 times a second at the most
+POLL = timedelta(milliseconds=10)  # how soon a lane looks for results; doubled while there are none ...
+POLL_CAP = timedelta(milliseconds=50)  # ... to what is little for a call of seconds, and a fifth of the wake-ups
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Pending(Generic[X]):
     first_failed_at: datetime | None = None
     identity: str | None = None  # with `same`: what it asks for
     followers: list[int] = field(default_factory=list)  # numbers of those that ask for the same, and end with it
+    plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
 
@@ -383,6 +385,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         self._leaders: dict[str, Pending[X]] = {}  # with `same`: those that call, by what they ask for
         self._numbers = 0
         self._due: list[Pending[X]] = []  # to be started together
+        self._poll = POLL
         self._poll_at = datetime.now(UTC) + POLL  # at once after a restart: no new message need ever come to this lane
         for key, plain, failures, first_failed_at in self._restore(resume):
             self._take(key, plain, failures, first_failed_at, wait=False)
@@ -471,7 +474,8 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             del self._queues[key]
 
     def _emit(self, emitted: list[tuple[str, object]]) -> tuple[list[tuple[str, object]], bool]:
-        self._poll_at = datetime.now(UTC) + POLL
+        self._poll = POLL if emitted else min(self._poll * 2, POLL_CAP)
+        self._poll_at = datetime.now(UTC) + self._poll
         return emitted, not self._pending
 
     def on_batch(self, values: list[tuple[str, Envelope[X]]]) -> tuple[list[tuple[str, object]], bool]:
@@ -503,9 +507,13 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
 
     def snapshot(self) -> _Snapshot:
         return SNAPSHOT_VERSION, [
-            (item.key, self._step.codec.dump_python(item.envelope), item.failures, item.first_failed_at)
-            for item in self._pending.values()
+            (item.key, self._plain(item), item.failures, item.first_failed_at) for item in self._pending.values()
         ]
+
+    def _plain(self, pending: Pending[X]) -> object:
+        if pending.plain is None:
+            pending.plain = self._step.codec.dump_python(pending.envelope)
+        return pending.plain
 
 
 def _lane(keyed: tuple[str, Envelope[X]]) -> str:
