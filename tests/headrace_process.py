@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 END_S = 120.0
@@ -97,28 +97,37 @@ class PlainClient:
             deleted.result(30)
 
     def read_until(self, topic: str, enough: Callable[[list[Payload]], bool]) -> list[Payload]:
-        """Everything on a topic from its beginning, once `enough` says so; fails after a deadline."""
-        found: list[Payload] = []
-        deadline = time.monotonic() + ANSWER_S
-        for payload in self._read(topic, deadline):
-            found.append(payload)
-            if enough(found):
-                return found
-        raise AssertionError(f"{topic}: not enough in {ANSWER_S:.0f} s: {found}")
-
-    def _read(self, topic: str, deadline: float) -> Iterator[Payload]:
+        """All that a topic holds, in any order of its partitions, once `enough` says so; fails after a deadline."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "plain", "enable.auto.commit": False})
         try:
-            partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-            consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
-            while time.monotonic() < deadline:
-                message = consumer.poll(0.2)
-                if message is None:
-                    continue
-                error = message.error()
-                assert error is None, error
-                value = message.value()
-                assert value is not None
-                yield json.loads(value)
+            return self._read(consumer, topic, enough)
         finally:
             consumer.close()
+
+    def _read(self, consumer: Consumer, topic: str, enough: Callable[[list[Payload]], bool]) -> list[Payload]:
+        found: list[Payload] = []
+        parts = [TopicPartition(topic, n) for n in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
+        # From the low end: a position is known from the start, and never behind what was deleted.
+        ends = {part.partition: consumer.get_watermark_offsets(part, timeout=10) for part in parts}
+        read = {partition: low for partition, (low, _) in ends.items()}
+        consumer.assign([TopicPartition(topic, partition, low) for partition, low in read.items()])
+        satisfied = False
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            if satisfied and all(read[partition] >= high for partition, (_, high) in ends.items()):
+                return found
+            message = consumer.poll(0.2)
+            if message is None:
+                continue
+            error = message.error()
+            assert error is None, error
+            value, partition, offset = message.value(), message.partition(), message.offset()
+            assert value is not None
+            assert partition is not None
+            assert offset is not None
+            read[partition] = offset + 1
+            found.append(json.loads(value))
+            if not satisfied and enough(found):
+                satisfied = True  # now the other partitions, up to where they are now
+                ends = {part.partition: consumer.get_watermark_offsets(part, timeout=10) for part in parts}
+        raise AssertionError(f"{topic}: not enough in {ANSWER_S:.0f} s: {found}")

@@ -334,6 +334,8 @@ class ChaosRun:
                 and len(seen.malformed) >= malformed
             )
 
+        # Also if nothing is left to do: SIGTERM before the process has its handlers would just kill it.
+        assert victim.wait(START_S, lambda: "running" in victim.heard), self._log()
         done = victim.wait(self._plan.end_s, ended)
         self._say(f"all ended: {done and victim.process.poll() is None}")
         victim.process.send_signal(signal.SIGTERM)
