@@ -33,6 +33,7 @@ FAULTS = (
     "malformed",
     "no-usage",
     "wrong-usage",
+    "absurd-usage",
     "not-utf8",
     "whole",
     "error",
@@ -171,6 +172,8 @@ class LLMServer:
         usage = dict(zip(("prompt_tokens", "completion_tokens"), call.usage, strict=True))
         if fault == "wrong-usage":
             usage["completion_tokens"] = -1
+        if fault == "absurd-usage":
+            usage["completion_tokens"] = 10**30
         text = f"{call.job_id} call {call.number}" if self.plan.distinct else self.plan.answer
         if fault == "whole":
             choice = {"message": {"content": text}, "finish_reason": "stop"}

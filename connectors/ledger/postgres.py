@@ -123,6 +123,7 @@ class PostgresStore(Store):
             changed = apply(entries, live)
             cursor = at.cursor()
             # What was not there could not be locked: if another process has inserted it meanwhile, this one fails.
+            changed.sort(key=lambda entry: entry.job_id)  # or two that insert the same ones wait in a circle
             new = [row_of(entry) for entry in changed if entry.job_id not in entries]
             old = [row_of(entry) for entry in changed if entry.job_id in entries]
             if new:
@@ -159,7 +160,11 @@ class PostgresStore(Store):
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         task = asyncio.create_task(self._transaction(work))
         # Not wait_for: to cancel a query, psycopg talks to the server, and a server that hangs does not answer that.
-        done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
+        except asyncio.CancelledError:
+            self._drop(task)  # or the next caller would find it in the middle of this transaction
+            raise
         if not done:
             self._drop(task)
             raise Unavailable(f"the ledger's PostgreSQL did not answer within {self._timeout_s:g} s")
@@ -168,8 +173,8 @@ class PostgresStore(Store):
         except psycopg.Error as error:
             if self._connection is not None and self._connection.closed:
                 self._connection = None
-            if isinstance(error, errors.UniqueViolation):
-                raise
+            if isinstance(error, (errors.UniqueViolation, psycopg.DataError)):
+                raise  # the first is repeated; a value that does not fit is its operation's affair
             raise _classed(error) from error
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:

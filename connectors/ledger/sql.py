@@ -20,7 +20,7 @@ import structlog
 from connectors.ledger import entry as rules
 from connectors.ledger.entry import Entry
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
-from schemas.errors import Fatal, Unavailable
+from schemas.errors import Fatal, HeadraceError, Unavailable
 
 T = TypeVar("T")
 
@@ -108,15 +108,25 @@ class Store(Protocol):
         ...
 
 
+class _LeaseOver(Exception):
+    """This process was stalled for longer than its lease: nobody would respect what it claims."""
+
+
 class _Operation:
     """One change of one entry, and who waits for it."""
 
     def __init__(
-        self, job_id: str, change: Callable[[Entry | None, Collection[str]], Entry | None], done: asyncio.Future[None]
+        self,
+        job_id: str,
+        change: Callable[[Entry | None, Collection[str]], Entry | None],
+        done: asyncio.Future[None],
+        *,
+        claims: bool,
     ) -> None:
         self.job_id = job_id
         self.change = change
         self.done = done
+        self.claims = claims
 
 
 class SqlLedger(Ledger):
@@ -146,6 +156,7 @@ class SqlLedger(Ledger):
         self._store_lock = asyncio.Lock()
         self._registered = False
         self._superseded: Fatal | None = None
+        self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def claim(self, attempt: Attempt) -> ClaimOutcome:
@@ -155,6 +166,7 @@ class SqlLedger(Ledger):
             lambda entry, live: rules.claim(
                 entry, attempt, self.claimant, live=entry is not None and entry.claimant in live
             ),
+            claims=True,
         )
 
     async def commit(self, claim: Claim, result: bytes, usage: Usage) -> bool:
@@ -177,9 +189,17 @@ class SqlLedger(Ledger):
         """See the port."""
         async with self._store_lock:
             await self._begin()
-            await self.store.mark_published(job_ids)
+            await self.store.mark_published(sorted(job_ids))  # locked in the order in which claims lock
 
-    async def _change(self, job_id: str, rule: Callable[[Entry | None, Collection[str]], tuple[Entry | None, T]]) -> T:
+    async def _change(
+        self,
+        job_id: str,
+        rule: Callable[[Entry | None, Collection[str]], tuple[Entry | None, T]],
+        *,
+        claims: bool = False,
+    ) -> T:
+        if self._closed:
+            raise Unavailable("the ledger is closed")
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._stay_alive())]
         answers: list[T] = []
@@ -190,7 +210,7 @@ class SqlLedger(Ledger):
             return new
 
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Operation(job_id, change, done))
+        self._waiting.append(_Operation(job_id, change, done, claims=claims))
         self._arrived.set()
         await done
         return answers[0]
@@ -205,33 +225,69 @@ class SqlLedger(Ledger):
                 await self._commit(batch)
 
     async def _commit(self, batch: list[_Operation]) -> None:
-        def apply(entries: dict[str, Entry], live: Collection[str]) -> list[Entry]:
-            changed: dict[str, Entry] = {}
+        try:
+            async with self._store_lock:
+                await self._begin()
+                await self._transact(batch)
+        except HeadraceError as error:
+            self._fail(batch, error)
+        except asyncio.CancelledError:
+            self._fail(batch, Unavailable("the ledger is closed"))
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must hear of it
+            if len(batch) == 1:
+                self._fail(batch, error)
+            for operation in batch if len(batch) > 1 else ():  # one of them is at fault, and the others are not
+                await self._commit([operation])
+        else:
             for operation in batch:
+                if not operation.done.done():  # whoever waited may have been cancelled
+                    operation.done.set_result(None)
+
+    def _fail(self, batch: Sequence[_Operation], error: Exception) -> None:
+        for operation in batch:
+            if not operation.done.done():
+                operation.done.set_exception(error)
+
+    async def _transact(self, batch: Sequence[_Operation]) -> None:
+        wanted = [operation for operation in batch if not operation.done.done()]
+
+        claiming = any(operation.claims for operation in wanted)
+
+        def apply(entries: dict[str, Entry], live: Collection[str]) -> list[Entry]:
+            if claiming and self.claimant not in live:
+                raise _LeaseOver
+            changed: dict[str, Entry] = {}
+            for operation in wanted:
                 new = operation.change(changed.get(operation.job_id, entries.get(operation.job_id)), live)
                 if new is not None:
                     changed[operation.job_id] = new
             return list(changed.values())
 
-        try:
-            async with self._store_lock:
-                await self._begin()
-                await self.store.transact(sorted({operation.job_id for operation in batch}), apply)
-        except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must hear of it
-            for operation in batch:
-                if not operation.done.done():  # whoever waited may have been cancelled
-                    operation.done.set_exception(error)
-        else:
-            for operation in batch:
-                if not operation.done.done():
-                    operation.done.set_result(None)
+        job_ids = sorted({operation.job_id for operation in wanted})
+        while True:
+            try:
+                return await self.store.transact(job_ids, apply)
+            except _LeaseOver:
+                await self._renew()
 
     async def _begin(self) -> None:
+        if self._closed:
+            raise Unavailable("the ledger is closed")
         if self._superseded is not None:
             raise self._superseded
         if not self._registered:
             await self.store.register(self._owner, self.claimant, self._lease_s)
             self._registered = True
+
+    async def _renew(self) -> None:
+        """Raises Fatal if another process has taken this one's place."""
+        if not await self.store.renew(self.claimant, self._lease_s):
+            self._superseded = Fatal(
+                f"ledger: another process took over from {self._owner} while this one was out of reach"
+            )
+            log.error("superseded in the ledger", owner=self._owner)
+            raise self._superseded
 
     async def _stay_alive(self) -> None:
         """Renew the lease; what fails here is tried again, and an outage shows in the operations themselves."""
@@ -241,21 +297,19 @@ class SqlLedger(Ledger):
                 async with self._store_lock:
                     if not self._registered:
                         continue
-                    if not await self.store.renew(self.claimant, self._lease_s):
-                        self._superseded = Fatal(
-                            f"ledger: another process took over from {self._owner} while this one was out of reach"
-                        )
-                        log.error("superseded in the ledger", owner=self._owner)
+                    with suppress(Fatal):  # which every operation raises from now on
+                        await self._renew()
                     expired = await self.store.expire(self._retention_s, EXPIRE_BATCH)
                 if expired:
                     log.info("ledger entries expired", entries=expired)
 
     async def close(self) -> None:
-        """See the port. Operations that still wait raise Unavailable."""
+        """See the port. Operations that still wait, and those that come later, raise Unavailable."""
+        if self._closed:
+            return
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for operation in self._waiting:
-            if not operation.done.done():
-                operation.done.set_exception(Unavailable("the ledger is closed"))
+        self._fail(self._waiting, Unavailable("the ledger is closed"))
         await self.store.close()

@@ -43,9 +43,12 @@ class _Choice(_Wire):
     finish_reason: str | None = None
 
 
+MAX_TOKENS = 1_000_000_000  # of one call; more is no count of tokens, and would not fit the ledger's columns for long
+
+
 class _Usage(_Wire):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0, le=MAX_TOKENS)
+    completion_tokens: int = Field(ge=0, le=MAX_TOKENS)
 
 
 class _Reply(_Wire):

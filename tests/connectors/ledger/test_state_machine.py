@@ -11,12 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 from uuid import uuid4
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Stored, Usage
 from connectors.ledger.sql import LEASE_S, SqlLedger
+from schemas.errors import Fatal
 from tests.connectors.ledger.conftest import Database, postgres_database, sqlite_database
 from tests.postgres_server import PostgresServer
 
@@ -35,6 +37,7 @@ class Run:
     ledger: SqlLedger
     lease_until: float
     replaced: bool = False  # a later run of its owner has registered
+    told: bool = False  # and it has heard of that
 
 
 @dataclass
@@ -111,8 +114,18 @@ class LedgerMachine(RuleBasedStateMachine):
     def claim(self, data: st.DataObject, job_id: str, asks: str, redrives: int) -> None:
         run = self._some_run(data)
         attempt = Attempt(job_id, "acme", asks, "t/0/1", uuid4().hex, redrives)
+        if run.replaced:
+            self._is_refused(run, run.ledger.claim(attempt))
+            return
+        if not self._alive(run):
+            run.lease_until = self.now + LEASE_S  # or others would take its new claim for a dead process's
         self._claim(attempt, run)
         self.attempts.append((attempt, run))
+
+    def _is_refused(self, run: Run, work: Awaitable[object]) -> None:
+        with pytest.raises(Fatal, match="took over"):
+            self.do(work)
+        run.told = True
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
@@ -121,6 +134,11 @@ class LedgerMachine(RuleBasedStateMachine):
         job = self.jobs[attempt.job_id]
         if job.token != attempt.token or job.state != "running":
             return
+        if run.replaced:
+            self._is_refused(run, run.ledger.claim(attempt))
+            return
+        if not self._alive(run):
+            run.lease_until = self.now + LEASE_S
         outcome = self.do(run.ledger.claim(attempt))
         assert outcome == Claim(attempt.job_id, attempt.token, job.failures, job.ambiguous)
 
@@ -163,6 +181,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, ends: str) -> None:
         """With any claim that was ever made, by whoever made it, again or too late."""
         claim, run = data.draw(st.sampled_from(self.claims))
+        if run.told:
+            self._is_refused(run, run.ledger.commit(claim, b"late", Usage(1, 2)))
+            return
         job = self.jobs[claim.job_id]
         valid = job.state == "running" and job.token == claim.token
         repeated = job.token == claim.token

@@ -132,7 +132,7 @@ def test_a_server_that_does_not_stream_is_understood() -> None:
     with_server(use)
 
 
-@pytest.mark.parametrize("fault", ["no-usage", "wrong-usage"])
+@pytest.mark.parametrize("fault", ["no-usage", "wrong-usage", "absurd-usage"])
 def test_tokens_are_estimated_and_marked_so_where_none_are_reported_or_wrong_ones(fault: str) -> None:
     async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
         _, completion = await collect(llm, asking(fault))
