@@ -11,13 +11,13 @@ from connectors.kafka.sink import ReliableProducer
 from operators.produce import outgoing
 from schemas.dead_letter import DeadLetter
 from schemas.errors import HeadraceError
-from schemas.event import Event
+from schemas.event import JobEvent
 from schemas.topics import CATALOGUE, dead_letter_topics
 
-ENDS: dict[str, type[Event]] = {
+ENDS: dict[str, type[JobEvent]] = {
     topic.name: topic.event
     for topic in (*CATALOGUE, *dead_letter_topics())
-    if topic.ends_job or topic.event is DeadLetter
+    if (topic.ends_job or topic.event is DeadLetter) and issubclass(topic.event, JobEvent)
 }
 """Topics on which a job ends, and the event that ends it there."""
 
@@ -51,7 +51,7 @@ class Follower:
             _, end = watermarks(self._consumer, TopicPartition(topic, partition), timeout_s=10)
             yield TopicPartition(topic, partition, end)
 
-    def submit(self, event: Event) -> None:
+    def submit(self, event: JobEvent) -> None:
         """Hand an event to the broker; `flush` or a follow confirms it."""
         self._outbox.send(outgoing(event, step="cli"))
 
@@ -60,8 +60,8 @@ class Follower:
         self._outbox.flush()
 
     def follow(
-        self, events: Iterable[Event], *, check: Callable[[], None] = lambda: None, stalled_after_s: float = 300.0
-    ) -> Iterator[Event]:
+        self, events: Iterable[JobEvent], *, check: Callable[[], None] = lambda: None, stalled_after_s: float = 300.0
+    ) -> Iterator[JobEvent]:
         """Submit `events`, at most WINDOW of them unfinished at a time, and yield the end of each as it comes.
 
         `check` is called between polls and may raise. Raises HeadraceError if nothing ends for `stalled_after_s`.
@@ -92,7 +92,7 @@ class Follower:
                     f"{len(waiting)} jobs have not ended, none in the last {stalled_after_s:.0f} s; do the flows run?"
                 )
 
-    def _poll(self) -> Iterator[Event]:
+    def _poll(self) -> Iterator[JobEvent]:
         for message in self._consumer.consume(WINDOW, timeout=0.1):
             error = message.error()
             if error is not None:
@@ -113,7 +113,7 @@ class Follower:
         self.close()
 
 
-def _decode(message: Message) -> Iterator[Event]:
+def _decode(message: Message) -> Iterator[JobEvent]:
     topic, value = message.topic(), message.value()
     if topic in ENDS and isinstance(value, bytes):
         yield ENDS[topic].model_validate_json(value)

@@ -17,9 +17,9 @@ from operators.outcome import Outcome, bury, flow_step, split
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Poison
-from schemas.event import Event, derive_id, utc_now
+from schemas.event import JobEvent, derive_id, utc_now
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=JobEvent)
 
 
 def parse(record: Record, event: type[E]) -> E:
@@ -53,9 +53,9 @@ def salvage_job(record: Record) -> Job:
     }
     known = {name: fields.get(name, default) for name, default in fallback.items()}
     try:
-        identity = Event.model_validate(known)
+        identity = JobEvent.model_validate(known)
     except ValidationError:
-        identity = Event.model_validate(fallback)
+        identity = JobEvent.model_validate(fallback)
     document_id = fields.get("document_id")
     return Job(identity.job_id, identity.tenant, document_id if isinstance(document_id, str) else None)
 

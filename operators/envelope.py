@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Generic, TypeVar, cast
 
 from connectors.kafka.record import Record
-from schemas.event import Event
+from schemas.event import JobEvent
 
 X = TypeVar("X")
 Y = TypeVar("Y")
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=JobEvent)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Envelope(Generic[X]):
         return cast("Envelope[Y]", replace(self, body=body))  # type: ignore[arg-type]  # replace() cannot change X to Y
 
 
-def job_of(event: Event) -> Job:
+def job_of(event: JobEvent) -> Job:
     """The job that an event names."""
     document_id: str | None = getattr(event, "document_id", None)
     return Job(event.job_id, event.tenant, document_id, event.deadline)

@@ -12,7 +12,7 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.ledger.port import Ledger, Usage
-from connectors.llm.port import LLM, Completion, Message, Passage, Prompt
+from connectors.llm.port import LLM, Completion, Message, OfferedTool, Passage, Prompt, WantedTool
 from connectors.vector_index.port import Hit
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
@@ -22,7 +22,7 @@ from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
 from schemas.errors import Retryable
 from schemas.event import utc_now
-from schemas.requests import RequestSubmitted
+from schemas.requests import ChatMessage, RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
 
 INFER = OffloadPolicy(
@@ -37,10 +37,17 @@ def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...]) -> Prompt:
     """What the model is asked."""
     return Prompt(
         job_id=request.job_id,
-        messages=tuple(Message(turn.role, turn.content) for turn in request.turns),
+        messages=tuple(map(_message, request.turns)),
         passages=tuple(Passage(hit.text, _place(hit)) for hit in hits),
         max_tokens=request.max_tokens,
+        tools=tuple(OfferedTool(tool.name, tool.description, tool.parameters) for tool in request.tools),
     )
+
+
+def _message(turn: ChatMessage) -> Message:
+    call = turn.tool_call
+    wanted = None if call is None else WantedTool(call.call_id, call.tool, call.arguments)
+    return Message(turn.role, turn.content, wanted, turn.tool_call_id)
 
 
 def _place(hit: Hit) -> str:
@@ -96,7 +103,7 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> ResultComple
         tenant=request.tenant,
         kind=request.kind,
         text=completion.text,
-        finish_reason=completion.finish_reason,
+        finish_reason="length" if completion.finish_reason == "length" else "stop",
         citations=tuple(cite(retrieved.hits[cited], cited + 1) for cited in completion.cited),
         usage=TokenCount(
             prompt_tokens=completion.prompt_tokens,

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.event import Base64Bytes, Event, Timestamp, derive_id, utc_now
+from schemas.event import Base64Bytes, JobEvent, Timestamp, derive_id, utc_now
 
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
@@ -25,7 +25,7 @@ class Header(BaseModel):
     value: Base64Bytes = Field(description="Header value.")
 
 
-class DeadLetter(Event):
+class DeadLetter(JobEvent):
     """A message that a step gave up on. Produced by every flow to `<topic>.dlq`, under the original key.
 
     `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again.
@@ -71,7 +71,7 @@ class DeadLetter(Event):
         return redrives(tuple((header.name, header.value) for header in self.message_headers))
 
 
-class DeadLetterRedriven(Event):
+class DeadLetterRedriven(JobEvent):
     """A dead letter was produced again to its original topic. Produced by whoever redrives; keyed by `dead_letter_id`.
 
     It is written after the message itself is durable, so that a redrive which is cut short is repeated, not lost.

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from schemas.event import Base64Bytes, CollectionName, Event, Identifier, Sha256, Timestamp, derive_id, utc_now
+from schemas.event import Base64Bytes, CollectionName, Identifier, JobEvent, Sha256, Timestamp, derive_id, utc_now
 
 INLINE_TEXT_MAX_CHARS = 64 * 1024
 """Text beyond this goes by reference: at 4 bytes a character it is still far below the usual 1 MB message limit."""
@@ -13,7 +13,7 @@ INLINE_TEXT_MAX_CHARS = 64 * 1024
 Operation = Literal["upsert", "delete"]
 
 
-class DocumentEvent(Event):
+class DocumentEvent(JobEvent):
     """What all events of a document carry."""
 
     document_id: Identifier = Field(

@@ -84,13 +84,12 @@ class Event(BaseModel):
     TYPE: ClassVar[str]
     """CloudEvents `type`, with the major version: `headrace.document.uploaded.v1`."""
 
-    job_id: Identifier = Field(description="The job that this event is part of.")
-    tenant: Tenant = Field(default="default", description="Tenant that owns the job.")
+    tenant: Tenant = Field(default="default", description="Tenant that it belongs to.")
 
     @property
     def key(self) -> str:
         """Kafka message key: events of one key keep their order."""
-        return self.job_id
+        return self.tenant
 
     @property
     def key_bytes(self) -> bytes:
@@ -100,12 +99,7 @@ class Event(BaseModel):
     @property
     def event_id(self) -> str:
         """CloudEvents `id`: equal for a replay of the same fact, so that a consumer can drop repeats."""
-        return derive_id(self.TYPE, self.job_id)
-
-    @property
-    def deadline(self) -> datetime | None:
-        """When the job is no longer worth working on, if it says so."""
-        return None
+        return derive_id(self.TYPE, self.key)
 
     def encode(self) -> bytes:
         """The Kafka value: UTF-8 JSON without absent fields."""
@@ -123,3 +117,25 @@ class Event(BaseModel):
             ("content-type", b"application/json"),
         )
         return attributes if traceparent is None else (*attributes, ("traceparent", traceparent.encode()))
+
+
+class JobEvent(Event):
+    """Base of the events that are part of a job."""
+
+    job_id: Identifier = Field(description="The job that this event is part of.")
+    tenant: Tenant = Field(default="default", description="Tenant that owns the job.")
+
+    @property
+    def key(self) -> str:
+        """Events of one job keep their order."""
+        return self.job_id
+
+    @property
+    def event_id(self) -> str:
+        """One id per job."""
+        return derive_id(self.TYPE, self.job_id)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the job is no longer worth working on, if it says so."""
+        return None

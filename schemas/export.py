@@ -7,7 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from schemas.dead_letter import DeadLetter
 from schemas.event import Event
-from schemas.topics import CATALOGUE, Topic, dead_letter_topic, dead_letter_topics
+from schemas.topics import CATALOGUE, DAY_MS, FOREVER, Topic, dead_letter_topic, dead_letter_topics
 
 JsonObject = dict[str, object]
 
@@ -107,12 +107,15 @@ def files() -> dict[str, str]:
     return {name: json.dumps(document, indent=2, ensure_ascii=False) + "\n" for name, document in documents.items()}
 
 
+def _kept(topic: Topic) -> str:
+    return "for good" if topic.retention_ms == FOREVER else f"{topic.retention_ms // DAY_MS} days"
+
+
 def topic_table() -> str:
     """The catalogue as a Markdown table."""
     rows = ["| topic | key | event | cleanup | kept |", "|---|---|---|---|---|"]
     rows += [
-        f"| `{topic.name}` | {topic.key} | `{topic.event.__name__}` | {topic.cleanup} "
-        f"| {topic.retention_ms // 86_400_000} days |"
+        f"| `{topic.name}` | {topic.key} | `{topic.event.__name__}` | {topic.cleanup} | {_kept(topic)} |"
         for topic in topics()
     ]
     return "\n".join(rows) + "\n"

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from schemas.event import Event, Timestamp, derive_id, utc_now
+from schemas.event import JobEvent, Timestamp, derive_id, utc_now
 
 
 class JobState(StrEnum):
@@ -13,6 +13,9 @@ class JobState(StrEnum):
 
     RUNNING = "running"
     RETRYING = "retrying"
+    DEFERRED = "deferred"  # held back by its tenant's budget
+    AWAITING_REVIEW = "awaiting_review"
+    AWAITING_TOOL = "awaiting_tool"
     COMPLETED = "completed"
     DEAD_LETTERED = "dead_lettered"
 
@@ -22,7 +25,7 @@ class JobState(StrEnum):
         return self in {JobState.COMPLETED, JobState.DEAD_LETTERED}
 
 
-class StatusChanged(Event):
+class StatusChanged(JobEvent):
     """A step took up, retried, finished or gave up a job. Produced by every flow; keyed by `job_id`.
 
     Delivery is at least once and steps on different workers may overtake each other: a terminal state outranks any
@@ -37,6 +40,7 @@ class StatusChanged(Event):
     detail: str | None = Field(default=None, description="What a person should know: why it is retried, what failed.")
     retryable: bool = Field(default=False, description="If dead-lettered: a redrive may succeed without a change.")
     needs_review: bool = Field(default=False, description="A person has to decide.")
+    resume_at: Timestamp | None = Field(default=None, description="When it goes on, or may be sent again, if known.")
     document_id: str | None = Field(default=None, description="The document, if the job is about one.")
     occurred_at: Timestamp = Field(default_factory=utc_now, description="When it happened.")
 

@@ -1,16 +1,43 @@
 """The requests.submitted topic: one inference wanted."""
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 from pydantic.config import JsonDict
 
-from schemas.event import CollectionName, Event, Identifier, Timestamp, derive_id, utc_now
+from schemas.event import CollectionName, Identifier, JobEvent, Timestamp, derive_id, utc_now
 
 PROMPT_MAX_CHARS = 100_000
 """All messages of a request together. About 25,000 tokens of English: more than a retrieval prompt needs, and far below
 a Kafka message's usual 1 MB limit."""
+
+
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""As OpenAI's chat completions allow them."""
+
+
+class Tool(BaseModel):
+    """Something that the model may ask for in the middle of the job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: ToolName = Field(description="Whoever serves it on tools.requested knows it by this.")
+    description: str = Field(default="", max_length=2000, description="For the model: what it does, and when.")
+    parameters: dict[str, JsonValue] = Field(
+        default={"type": "object", "properties": {}}, description="JSON Schema of its arguments."
+    )
+
+
+class ToolCall(BaseModel):
+    """The model's wish to have a tool called."""
+
+    model_config = ConfigDict(frozen=True)
+
+    call_id: Identifier = Field(description="Names the call.")
+    tool: str = Field(max_length=64, description="Which tool.")
+    arguments: str = Field(description="JSON, as the model wrote it.")
 
 
 class ChatMessage(BaseModel):
@@ -18,8 +45,18 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
-    content: str = Field(min_length=1, description="What is said.")
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said; empty only beside a `tool_call`.")
+    tool_call: ToolCall | None = Field(default=None, description="With `assistant`: what the model asked for.")
+    tool_call_id: Identifier | None = Field(default=None, description="With `tool`: the call that this answers.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.content and self.tool_call is None:
+            raise ValueError("content must not be empty")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("a tool's message, and no other, names its tool_call_id")
+        return self
 
 
 def _describe_derived(schema: JsonDict) -> None:
@@ -28,7 +65,7 @@ def _describe_derived(schema: JsonDict) -> None:
     schema["oneOf"] = [{"required": ["prompt"]}, {"required": ["messages"]}]
 
 
-class RequestSubmitted(Event):
+class RequestSubmitted(JobEvent):
     """An inference is wanted. Produced by upstream systems, consumed by `answer`; keyed by `job_id`.
 
     Exactly one of `prompt` and `messages`. `job_id` is derived from the content if it is absent, so that the same
@@ -48,6 +85,9 @@ class RequestSubmitted(Event):
     collection: CollectionName = Field(default="documents", description="Collection to retrieve from.")
     passages: Annotated[int, Field(ge=1, le=50)] = Field(default=6, description="How many passages to retrieve.")
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = Field(default=512, description="Limit on completion tokens.")
+    tools: tuple[Tool, ...] = Field(
+        default=(), max_length=32, description="What the model may ask for; each call is an event on tools.requested."
+    )
     deadline_at: Timestamp | None = Field(default=None, description="After this the answer is of no use.")
     depth: Annotated[int, Field(ge=0)] = Field(default=0, description="How many inferences led to this one.")
     parent_job_id: Identifier | None = Field(default=None, description="The job that asked for this one.")
@@ -60,16 +100,16 @@ class RequestSubmitted(Event):
     def _derive_id(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "job_id" in data:
             return data
-        asked = {name: data.get(name) for name in sorted(cls.model_fields) if name not in {"job_id", "submitted_at"}}
-        return {**data, "job_id": derive_id("request", repr(asked))}
+        asked = {name: data[name] for name in cls.model_fields if name in data and name != "submitted_at"}
+        return {**data, "job_id": derive_id("request", json.dumps(asked, sort_keys=True, default=repr))}
 
     @model_validator(mode="after")
     def _one_prompt_of_bounded_size(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("exactly one of prompt and messages is needed")
-        if self.turns[-1].role != "user":
-            raise ValueError(f"the last message must be the user's, not the {self.turns[-1].role}'s")
-        size = sum(len(turn.content) for turn in self.turns)
+        if self.turns[-1].role not in {"user", "tool"}:
+            raise ValueError(f"the last message must be the user's or a tool's, not the {self.turns[-1].role}'s")
+        size = self.prompt_chars
         if size > PROMPT_MAX_CHARS:
             raise ValueError(f"the prompt has {size} characters; the limit is {PROMPT_MAX_CHARS}")
         return self
@@ -80,6 +120,16 @@ class RequestSubmitted(Event):
         if self.messages is not None:
             return self.messages
         return (ChatMessage(role="user", content=self.prompt or ""),)
+
+    @property
+    def prompt_chars(self) -> int:
+        """Size of all turns together, in characters."""
+        return sum(len(turn.content) + (len(turn.tool_call.arguments) if turn.tool_call else 0) for turn in self.turns)
+
+    @property
+    def root(self) -> str:
+        """The job at the top of the chain; this one, if it has no parent."""
+        return self.root_job_id or self.parent_job_id or self.job_id
 
     @property
     def deadline(self) -> datetime | None:

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.event import Event, Timestamp, utc_now
+from schemas.event import JobEvent, Timestamp, utc_now
 
 
 class Citation(BaseModel):
@@ -41,7 +41,7 @@ class Timings(BaseModel):
     infer_s: float = Field(ge=0, description="Waiting for the model.")
 
 
-class ResultCompleted(Event):
+class ResultCompleted(JobEvent):
     """A job's answer. Produced by `answer`, consumed by downstream services; keyed by `job_id`."""
 
     TYPE: ClassVar[str] = "headrace.result.completed.v1"

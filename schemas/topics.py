@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from schemas.budgets import BudgetChanged
 from schemas.dead_letter import DeadLetter, DeadLetterRedriven
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded
 from schemas.event import Event
 from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
+from schemas.reviews import ReviewDecided, ReviewRequested
+from schemas.tools import ToolCompleted, ToolRequested
+from schemas.usage import TokensUsed, UsageWindowed
+
+FOREVER = -1
+"""Kafka's own value for a retention without end."""
 
 DAY_MS = 24 * 60 * 60 * 1000
 DEAD_LETTER_MAX_BYTES = 4 * 1024 * 1024
@@ -23,7 +30,7 @@ class Topic:
     name: str
     event: type[Event]
     key: str  # the field that is the message key
-    cleanup: Literal["delete", "compact,delete"]
+    cleanup: Literal["delete", "compact", "compact,delete"]
     retention_ms: int
     produced: bool = True  # our flows write it
     ends_job: bool = False  # an event here means that its job is completed
@@ -46,6 +53,13 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("requests.submitted", RequestSubmitted, "job_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
     Topic("results.completed", ResultCompleted, "job_id", "compact,delete", 30 * DAY_MS, ends_job=True),
     Topic("jobs.status", StatusChanged, "job_id", "compact,delete", 30 * DAY_MS),
+    Topic("usage.tokens", TokensUsed, "tenant", "delete", 31 * DAY_MS, consumed=True),
+    Topic("usage.windows", UsageWindowed, "tenant, window_start, model", "compact", FOREVER),
+    Topic("budgets.config", BudgetChanged, "tenant", "compact", FOREVER, produced=False, consumed=True),
+    Topic("reviews.requested", ReviewRequested, "job_id", "compact,delete", 90 * DAY_MS),
+    Topic("reviews.decided", ReviewDecided, "job_id", "compact,delete", 90 * DAY_MS, produced=False, consumed=True),
+    Topic("tools.requested", ToolRequested, "job_id", "delete", 7 * DAY_MS, consumed=True),
+    Topic("tools.completed", ToolCompleted, "job_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
     Topic("dead_letters.redriven", DeadLetterRedriven, "dead_letter_id", "compact,delete", 90 * DAY_MS),
 )
 """Every topic but the dead-letter topics, which follow from it."""

@@ -16,7 +16,7 @@ from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed, DocumentUploaded
-from schemas.event import Event
+from schemas.event import JobEvent
 from schemas.explanation import BuriedMessage, Evidence, IndexedDocument, Submission
 from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
@@ -26,7 +26,7 @@ from schemas.topics import CATALOGUE, dead_letter_topics, topic_of
 MOST = 1000
 """Statuses, or dead letters, that are kept of one job: a script that sends one job_id again and again makes more."""
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=JobEvent)
 
 
 def read_history(bootstrap: str, config: Mapping[str, str] | None, job_id: str) -> Evidence:

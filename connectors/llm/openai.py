@@ -14,7 +14,7 @@ from typing import Literal
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from connectors.llm.port import LLM, Completion, Delta, Passage, Prompt
+from connectors.llm.port import LLM, Completion, Delta, Message, Passage, Prompt, WantedTool
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
@@ -33,8 +33,22 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+class _Function(_Wire):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(_Wire):
+    """A call, or a piece of one: in a stream its arguments come in parts, which belong together by `index`."""
+
+    index: int = 0
+    id: str | None = None
+    function: _Function = _Function()
+
+
 class _Message(_Wire):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Choice(_Wire):
@@ -148,15 +162,23 @@ class OpenAICompatibleLLM(LLM):
         yield answer.completion()
 
     def _body(self, prompt: Prompt) -> dict[str, object]:
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        messages = list(map(_wire_message, prompt.messages))
         if prompt.passages:
             messages.insert(0, {"role": "system", "content": _INSTRUCTION + _numbered(prompt.passages)})
+        tools = [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+            }
+            for tool in prompt.tools
+        ]
         return {
             "model": self._model,
             "messages": messages,
             "max_tokens": prompt.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({"tools": tools, "parallel_tool_calls": False} if tools else {}),
         }
 
     def _open(self) -> aiohttp.ClientSession:
@@ -193,6 +215,7 @@ class _Answer:
         self._parts: list[str] = []
         self._finish_reason: str | None = None
         self._usage: _Usage | None = None
+        self._wanted: list[_ToolCall] = []  # the pieces of the first call
         self.ended = False
 
     def take(self, data: str) -> str:
@@ -209,10 +232,23 @@ class _Answer:
         for choice in reply.choices[:1]:
             part = choice.delta or choice.message
             added += (part.content or "") if part is not None else ""
+            calls = (part.tool_calls if part is not None else None) or []
+            # Of several calls the first: a whole completion lists them, a stream numbers their pieces.
+            self._wanted += calls[:1] if choice.message is not None else [call for call in calls if call.index == 0]
             self._finish_reason = choice.finish_reason or self._finish_reason
         if added:
             self._parts.append(added)
         return added
+
+    def _wants(self) -> WantedTool | None:
+        """The call that the model asks for. Raises Retryable if its pieces make none."""
+        if not self._wanted or self._finish_reason == "length":  # a call that was cut off is none
+            return None
+        call_id = next((piece.id for piece in self._wanted if piece.id), None)
+        name = "".join(piece.function.name or "" for piece in self._wanted)
+        if call_id is None or not name:
+            raise Retryable("the model asks for a tool without naming it")
+        return WantedTool(call_id, name, "".join(piece.function.arguments or "" for piece in self._wanted))
 
     def completion(self) -> Completion:
         """The whole answer. Raises Retryable if the stream ended before it did."""
@@ -228,16 +264,28 @@ class _Answer:
         usage = self._usage or _Usage(
             prompt_tokens=-(-read // CHARS_PER_TOKEN), completion_tokens=-(-len(text) // CHARS_PER_TOKEN)
         )
-        finish_reason: Literal["stop", "length"] = "length" if self._finish_reason == "length" else "stop"
+        wants = self._wants()
+        finish_reason: Literal["stop", "length", "tool"] = "length" if self._finish_reason == "length" else "stop"
         return Completion(
             text=text,
             model=self._model,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             cited=tuple(dict.fromkeys(index for index in cited if 0 <= index < passages)),
-            finish_reason=finish_reason,
+            finish_reason=finish_reason if wants is None else "tool",
+            wants=wants,
             usage_estimated=self._usage is None,
         )
+
+
+def _wire_message(message: Message) -> dict[str, object]:
+    wire: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.wants is not None:
+        function = {"name": message.wants.name, "arguments": message.wants.arguments}
+        wire["tool_calls"] = [{"id": message.wants.call_id, "type": "function", "function": function}]
+    if message.answers is not None:
+        wire["tool_call_id"] = message.answers
+    return wire
 
 
 def _numbered(passages: tuple[Passage, ...]) -> str:

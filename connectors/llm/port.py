@@ -1,6 +1,6 @@
 """The port to a language model."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -9,8 +9,28 @@ from typing import Literal, Protocol
 class Message:
     """One turn of the conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    wants: "WantedTool | None" = None  # of an assistant's message
+    answers: str | None = None  # of a tool's message: the id of the call
+
+
+@dataclass(frozen=True)
+class OfferedTool:
+    """Something that the model may ask for instead of answering."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]  # JSON Schema
+
+
+@dataclass(frozen=True)
+class WantedTool:
+    """The model's wish to have a tool called before it goes on."""
+
+    call_id: str
+    name: str
+    arguments: str  # JSON, as the model wrote it
 
 
 @dataclass(frozen=True)
@@ -26,9 +46,10 @@ class Prompt:
     """Everything one inference needs."""
 
     job_id: str  # sent along as the idempotency key where the endpoint knows one
-    messages: tuple[Message, ...]  # at least one; the last is the user's
+    messages: tuple[Message, ...]  # at least one; the last is the user's or a tool's
     passages: tuple[Passage, ...]  # best first; the answer cites the n-th as [n]; empty for plain generation
     max_tokens: int  # limit on completion tokens
+    tools: tuple[OfferedTool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     cited: tuple[int, ...]  # indices into Prompt.passages, from 0, in order of first citation
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool"]  # `tool`: it wants one
+    wants: WantedTool | None = None  # the first call, where the model asks for several: it asks again for the others
     usage_estimated: bool = False  # the endpoint reported no usage: the tokens are counted on our side
 
 

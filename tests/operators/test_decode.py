@@ -18,7 +18,7 @@ from operators.produce import produce
 from operators.runtime import Runtime
 from schemas.documents import DocumentUploaded
 from schemas.errors import Poison
-from schemas.event import Event
+from schemas.event import JobEvent
 from schemas.jobs import JobState
 from schemas.requests import PROMPT_MAX_CHARS, RequestSubmitted
 from tests.memory_topics import MemoryTopics, record
@@ -27,7 +27,9 @@ MakeRuntime = Callable[[Topics], Runtime]
 GOOD = DocumentUploaded(document_id="good", job_id="good-job", text="hello")
 
 
-def run_decode(runtime_on: MakeRuntime, records: list[Record], event: type[Event] = DocumentUploaded) -> MemoryTopics:
+def run_decode(
+    runtime_on: MakeRuntime, records: list[Record], event: type[JobEvent] = DocumentUploaded
+) -> MemoryTopics:
     topics = MemoryTopics(records)
     runtime = runtime_on(topics)
     flow = Dataflow("test")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import jsonschema
@@ -11,14 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from schemas.budgets import BudgetChanged, WindowLimit
 from schemas.dead_letter import DeadLetter, DeadLetterRedriven, Header
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded, EmbeddedChunk
-from schemas.event import Event, derive_id
+from schemas.event import Event, JobEvent, derive_id
 from schemas.export import events, json_schema
 from schemas.jobs import JobState, StatusChanged
-from schemas.requests import ChatMessage, RequestSubmitted
+from schemas.requests import ChatMessage, RequestSubmitted, Tool, ToolCall
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
+from schemas.reviews import Ancestor, ReviewDecided, ReviewRequested
+from schemas.tools import ToolCompleted, ToolRequested
 from schemas.topics import CATALOGUE, dead_letter_topic, dead_letter_topics, topic_of
+from schemas.usage import TokensUsed, UsageWindowed
 
 EXAMPLES: list[Event] = [
     DocumentUploaded(job_id="j", document_id="d", uri="s3://bucket/über.pdf", sha256="0" * 64),
@@ -60,6 +65,64 @@ EXAMPLES: list[Event] = [
         retryable=False,
     ),
     DeadLetterRedriven(job_id="j", dead_letter_id="d", topic="t", redrives=1),
+    TokensUsed(job_id="j", admission_id="j/0/0", root_job_id="j", model="m", prompt_tokens=1, completion_tokens=2),
+    UsageWindowed(
+        tenant="t",
+        model="m",
+        window_start=datetime(2026, 1, 1, tzinfo=UTC),
+        window_s=60,
+        calls=1,
+        prompt_tokens=1,
+        completion_tokens=2,
+        version=1,
+        closed=False,
+    ),
+    BudgetChanged(
+        job_id="j",
+        tenant="t",
+        windows=(
+            WindowLimit(seconds=60, tokens=1000),
+            WindowLimit(kind="sliding", seconds=86400, money=Decimal("2.5")),
+        ),
+        policy="defer",
+    ),
+    BudgetChanged(job_id="j", tenant="t"),
+    ReviewRequested(
+        job_id="j",
+        review_id="r",
+        root_job_id="root",
+        limit="depth",
+        value=9,
+        allowed=8,
+        reason="too deep",
+        depth=9,
+        ancestors=(Ancestor(job_id="root", depth=0),),
+        prompt_chars=10,
+        origin="requests.submitted/0/1",
+    ),
+    ReviewDecided(job_id="j", review_id="r", root_job_id="root", decision="approve", allowed=9, note="fine"),
+    ToolRequested(
+        job_id="j",
+        call_id="c",
+        tool="search",
+        arguments='{"query": "x"}',
+        depth=1,
+        model="m",
+        usage=TokenCount(prompt_tokens=1, completion_tokens=2),
+        request=RequestSubmitted(
+            job_id="j",
+            messages=(
+                ChatMessage(role="user", content="why?"),
+                ChatMessage(
+                    role="assistant", content="", tool_call=ToolCall(call_id="c", tool="search", arguments="{}")
+                ),
+                ChatMessage(role="tool", content="because", tool_call_id="c"),
+            ),
+            tools=(Tool(name="search", description="Finds passages."),),
+        ),
+        answer_until=datetime(2026, 1, 1, tzinfo=UTC),
+    ),
+    ToolCompleted(job_id="j", call_id="c", tool="search", content="found"),
 ]
 
 
@@ -126,7 +189,7 @@ def test_headers_carry_the_required_cloudevents_attributes(event: Event) -> None
         (RequestSubmitted, {"messages": [{"role": "user", "content": "why?"}]}),
     ],
 )
-def test_the_least_that_the_schema_asks_for_is_accepted(event: type[Event], payload: dict[str, object]) -> None:
+def test_the_least_that_the_schema_asks_for_is_accepted(event: type[JobEvent], payload: dict[str, object]) -> None:
     jsonschema.validate(payload, json_schema(event))
     accepted = event.model_validate(payload)
     assert accepted.job_id == event.model_validate(dict(payload)).job_id or payload.get("op") == "delete"
@@ -143,7 +206,7 @@ def test_the_least_that_the_schema_asks_for_is_accepted(event: type[Event], payl
         (RequestSubmitted, {"prompt": "a", "kind": "poem"}),
     ],
 )
-def test_schema_and_model_refuse_the_same(event: type[Event], payload: dict[str, object]) -> None:
+def test_schema_and_model_refuse_the_same(event: type[JobEvent], payload: dict[str, object]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(payload, json_schema(event))
     with pytest.raises(ValidationError):
@@ -207,7 +270,7 @@ def test_a_document_of_one_tenant_is_not_that_of_another() -> None:
 def test_the_catalogue_names_each_topic_once_and_keys_it_by_a_field() -> None:
     names = [topic.name for topic in (*CATALOGUE, *dead_letter_topics())]
     assert len(names) == len(set(names))
-    assert all(topic.key in topic.event.model_fields for topic in CATALOGUE)
+    assert all(set(topic.key.split(", ")) <= topic.event.model_fields.keys() for topic in CATALOGUE)
 
 
 def test_every_topic_that_flows_read_has_a_dead_letter_topic() -> None:
