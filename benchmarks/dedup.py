@@ -58,7 +58,7 @@ def _flow(count: int, fresh: list[str], repeats: list[str]) -> Dataflow:
         job_id = str(at)
         return job_id, Envelope(Job(job_id, "default"), job_id, _RECORD, _AT)
 
-    parted = dedup("dedup", op.map("envelope", read, enveloped), lambda body: body, DedupPolicy())
+    parted = dedup("dedup", op.map("envelope", read, enveloped), lambda envelope: envelope.body, DedupPolicy())
     counted = op.stateful_map(
         "count", op.key_on("one", parted.fresh, lambda _: "all"), lambda state, _: ((state or 0) + 1, (state or 0) + 1)
     )

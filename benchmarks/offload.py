@@ -80,7 +80,7 @@ def _measure(latencies_s: Sequence[float], capacity: int, directory: Path) -> tu
         ledger = SqlLedger(SqliteStore(directory / "ledger.sqlite"), recovery.identity)
         patient = PatientLedger(ledger, runtime.circuits.of("ledger"))
         policy = replace(INFER, capacity=capacity, backlog=capacity)
-        flow = answer.build(runtime, unused, unused, sleeper, patient, policy)
+        flow = answer.build(runtime, unused, unused, sleeper, patient, answer.AnswerPolicy(inference=policy))
         settle_memory()  # as `headrace run` does
         cpu_began = time.process_time()
         cluster_main(flow, [], 0, epoch_interval=timedelta(seconds=1), recovery_config=recovery.config())

@@ -1,5 +1,6 @@
 """Settings to connectors to flows: the only place that knows which implementation stands behind a port."""
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from cli.configuration import bootstrap_of
 from connectors.circuit import Circuits
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
+from connectors.kafka.budgets import read_budgets
 from connectors.kafka.port import Delivered
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.sink import KafkaSink, ReliableProducer
@@ -28,11 +30,15 @@ from connectors.parsers.port import Parser
 from connectors.settings import Settings
 from connectors.vector_index.port import VectorIndex
 from flows import answer, embed, extract, index, ingest
+from operators.account import Prices
+from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
 from operators.extract import ExtractPolicy
+from operators.guard import GuardPolicy
 from operators.infer import INFER
 from operators.paid_once import AmbiguityPolicy
 from operators.runtime import Runtime
+from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
 from schemas.topics import topic_of
 
@@ -142,6 +148,11 @@ class Connectors:
         return ExtractiveLLM(self.embedder)
 
     @cached_property
+    def budgets(self) -> Mapping[str, BudgetChanged]:
+        """By tenant, as they are now."""
+        return read_budgets(bootstrap_of(self._settings), self._settings.kafka_options)
+
+    @cached_property
     def ledger(self) -> Ledger:
         """Paid calls."""
         ledger = self._open_ledger()
@@ -195,10 +206,28 @@ def build(name: str, runtime: Runtime, connectors: Connectors, settings: Setting
         case "index":
             return index.build(runtime, at.store, at.vectors)
         case "answer":
-            ambiguity = AmbiguityPolicy(settings.ambiguous, settings.ambiguous_tenants)
-            return answer.build(runtime, at.embedder, at.vectors, at.llm, at.ledger, inference, ambiguity)
+            policy = answer.AnswerPolicy(
+                guard=guard_policy(settings),
+                budget=BudgetPolicy(settings.budget or Budget(), Prices(settings.prices), at.budgets),
+                inference=inference,
+                ambiguity=AmbiguityPolicy(settings.ambiguous, settings.ambiguous_tenants),
+            )
+            return answer.build(runtime, at.embedder, at.vectors, at.llm, at.ledger, policy)
         case _:
             raise LookupError(f"no flow {name!r}; there are {', '.join(FLOWS)}")
+
+
+def guard_policy(settings: Settings) -> GuardPolicy:
+    """What one root job may set off."""
+    return GuardPolicy(
+        max_depth=settings.guard_depth,
+        max_age_s=settings.guard_age_s,
+        max_jobs=settings.guard_jobs,
+        max_tokens=settings.guard_tokens,
+        max_repeats=settings.guard_repeats,
+        max_prompt_chars=settings.guard_prompt_chars,
+        review_s=settings.review_days * 24 * 3600,
+    )
 
 
 class _Absent:
@@ -209,7 +238,7 @@ def sketch(name: str) -> Dataflow:
     """The flow of that name on nothing, to be drawn and never run: loads no model, opens no index."""
     absent: Any = _Absent()
     connectors = SimpleNamespace(
-        store=absent, parser=absent, embedder=absent, vectors=absent, llm=absent, ledger=NoLedger()
+        store=absent, parser=absent, embedder=absent, vectors=absent, llm=absent, ledger=NoLedger(), budgets={}
     )
     settings = Settings(kafka_bootstrap="localhost")
     topics = KafkaTopics(ReliableProducer("localhost"), settings, name, Stop(), Pressure())

@@ -1,11 +1,14 @@
 """Every setting, read from `HEADRACE_*` environment variables. Only `cli` reads them; everything below gets values."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from schemas.budgets import Budget
 
 PREFIX = "HEADRACE_"
 
@@ -88,6 +91,23 @@ class Settings(BaseSettings):
     ambiguous_tenants: dict[str, Literal["retry", "dead_letter"]] = Field(
         default_factory=dict, description='Tenants that want it otherwise, as JSON: `{"acme": "dead_letter"}`.'
     )
+    budget: Budget | None = Field(
+        default=None,
+        description="Budget of tenants without one, as JSON: "
+        '`{"windows": [{"seconds": 60, "tokens": 100000}], "policy": "defer"}`; default: no limit.',
+    )
+    prices: dict[str, tuple[Decimal, Decimal]] = Field(
+        default_factory=dict,
+        description="Price of a million prompt and completion tokens by model, as JSON, `*` for all others: "
+        '`{"*": ["0.15", "0.6"]}`.',
+    )
+    guard_depth: int = Field(default=8, ge=1, description="Inferences one after the other under one root job.")
+    guard_age_s: int = Field(default=86_400, ge=1, description="Seconds from a root job to the last one under it.")
+    guard_jobs: int = Field(default=100, ge=1, description="Jobs under one root job.")
+    guard_tokens: int = Field(default=1_000_000, ge=1, description="Tokens used under one root job.")
+    guard_repeats: int = Field(default=3, ge=1, description="How often the same is asked under one root job.")
+    guard_prompt_chars: int = Field(default=50_000, ge=1, description="Characters of one prompt.")
+    review_days: float = Field(default=7.0, gt=0, le=365, description="Days until an undecided review ends its job.")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="Port for Prometheus, on all interfaces; none by default."
     )
@@ -113,7 +133,17 @@ class Settings(BaseSettings):
                 f"HEADRACE_CHUNK_OVERLAP_TOKENS={self.chunk_overlap_tokens}: must be at most half of "
                 f"HEADRACE_CHUNK_TOKENS={self.chunk_tokens}"
             )
+        if any(window.money is not None for window in (self.budget or Budget()).windows) and not self.prices:
+            raise ValueError("HEADRACE_BUDGET is in money: HEADRACE_PRICES must say what tokens cost")
         return self
+
+    @field_validator("prices")
+    @classmethod
+    def _countable(cls, prices: dict[str, tuple[Decimal, Decimal]]) -> dict[str, tuple[Decimal, Decimal]]:
+        for model, pair in prices.items():
+            if any(not price.is_finite() or price < 0 or price != round(price, 6) for price in pair):
+                raise ValueError(f"a price of {model} is negative, or has more than six decimals")
+        return prices
 
 
 def load() -> Settings:

@@ -1,7 +1,7 @@
 """Dead letters to their topics: the way out of a flow for what did not work.
 
 Guarantee: every dead letter is delivered to `<topic>.dlq` before the flow's next snapshot, or the flow stops; its job's
-status becomes dead_lettered. State: none.
+status becomes dead_lettered, and what was reserved for it is freed. State: none.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,15 @@ from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.jobs import JobState, StatusChanged
 from schemas.topics import dead_letter_topic
+from schemas.usage import TokensUsed
 
 
 def _records(letter: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
+    if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
+        unused = TokensUsed(
+            job_id=letter.job_id, tenant=letter.tenant, root_job_id=letter.job_id, admission_id=letter.admission_id
+        )
+        yield outgoing(unused, step=step)
     yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
     if not letter.ends_job:
         return

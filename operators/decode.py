@@ -24,6 +24,9 @@ E = TypeVar("E", bound=JobEvent)
 
 def parse(record: Record, event: type[E]) -> E:
     """The event in a record. Raises Poison; its message names fields and rules, never the values, which may be text."""
+    tombstone = None if record.value else event.of_tombstone(record.key)
+    if tombstone is not None:
+        return tombstone
     if not record.value:
         raise Poison(f"the message is empty; {record.topic} carries {event.__name__} as JSON")
     declared = record.header("ce_type")

@@ -29,7 +29,9 @@ X = TypeVar("X")
 DIGEST_BYTES = 16
 SNAPSHOT_VERSION = 1
 
-_Snapshot = tuple[int, float, bytes, bytes]  # version, Unix time when the younger generation began, both generations
+GenerationsSnapshot = tuple[
+    int, float, bytes, bytes
+]  # version, Unix time when the younger generation began, both generations
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,17 @@ class Generations:
         self._younger.add(digest)  # seen again: remembered from now on
         return new
 
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether the id is remembered."""
+        return digest in self._younger or digest in self._older
+
     @property
-    def snapshot(self) -> _Snapshot:
+    def snapshot(self) -> GenerationsSnapshot:
         """As the recovery state holds it."""
         return SNAPSHOT_VERSION, self._began_at, b"".join(self._younger), b"".join(self._older)
 
     @classmethod
-    def restored(cls, policy: DedupPolicy, snapshot: _Snapshot) -> "Generations":
+    def restored(cls, policy: DedupPolicy, snapshot: GenerationsSnapshot) -> "Generations":
         """From a snapshot. Raises Fatal if it is another release's."""
         version, began_at, younger, older = snapshot
         if version != SNAPSHOT_VERSION:
@@ -92,13 +98,15 @@ def _digests(packed: bytes) -> set[bytes]:
     return {packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)}
 
 
-class _Bucket(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[bool, str, Envelope[X]], _Snapshot], Generic[X]):
+class _Bucket(
+    StatefulBatchLogic[tuple[str, Envelope[X]], tuple[bool, str, Envelope[X]], GenerationsSnapshot], Generic[X]
+):
     def __init__(
         self,
         policy: DedupPolicy,
-        identity: Callable[[X], str],
+        identity: Callable[[Envelope[X]], str],
         clock: Callable[[], datetime],
-        resume: _Snapshot | None,
+        resume: GenerationsSnapshot | None,
     ) -> None:
         self._identity = identity
         self._clock = clock
@@ -106,12 +114,10 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[bool, str, Envel
 
     def on_batch(self, values: list[tuple[str, Envelope[X]]]) -> tuple[list[tuple[bool, str, Envelope[X]]], bool]:
         now = self._clock().timestamp()
-        emitted = [
-            (self._ids.add(digest_of(self._identity(envelope.body)), now), key, envelope) for key, envelope in values
-        ]
+        emitted = [(self._ids.add(digest_of(self._identity(envelope)), now), key, envelope) for key, envelope in values]
         return emitted, False
 
-    def snapshot(self) -> _Snapshot:
+    def snapshot(self) -> GenerationsSnapshot:
         return self._ids.snapshot
 
 
@@ -124,7 +130,7 @@ def digest_of(identity: str) -> bytes:
 def dedup(
     step_id: str,
     up: KeyedStream[Envelope[X]],
-    identity: Callable[[X], str],
+    identity: Callable[[Envelope[X]], str],
     policy: DedupPolicy,
     clock: Callable[[], datetime] = utc_now,
 ) -> Deduplicated[X]:
@@ -135,7 +141,7 @@ def dedup(
 
     buckets = op.key_on("bucket", up, bucket)
     judged = op.key_rm(
-        "judged", op.stateful_batch("seen", buckets, lambda resume: _Bucket(policy, identity, clock, resume))
+        "judged", op.stateful_batch("work", buckets, lambda resume: _Bucket(policy, identity, clock, resume))
     )
     parted = op.branch("new", judged, lambda item: item[0])
     return Deduplicated(op.map("fresh", parted.trues, _keyed), op.map("repeats", parted.falses, _keyed))

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar, cast
 
 from connectors.kafka.record import Record
 from schemas.event import JobEvent
+from schemas.requests import RequestSubmitted
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -20,6 +21,9 @@ class Job:
     tenant: str
     document_id: str | None = None
     deadline: datetime | None = None  # after this the work is of no use
+    depth: int = 0  # how many inferences led to it
+    root: str | None = None  # the job at the top of its chain, if that is another one
+    admission_id: str | None = None  # what its tenant's budget has reserved for it
 
 
 @dataclass(frozen=True)
@@ -39,4 +43,6 @@ class Envelope(Generic[X]):
 def job_of(event: JobEvent) -> Job:
     """The job that an event names."""
     document_id: str | None = getattr(event, "document_id", None)
+    if isinstance(event, RequestSubmitted):
+        return Job(event.job_id, event.tenant, document_id, event.deadline, event.depth, event.root)
     return Job(event.job_id, event.tenant, document_id, event.deadline)

@@ -6,24 +6,37 @@ every attempt; a passed deadline; and those of `paid_once`.
 """
 
 import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from time import monotonic
+from typing import TypeVar
 
+import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.ledger.port import Ledger, Usage
 from connectors.llm.port import LLM, Completion, Message, OfferedTool, Passage, Prompt, WantedTool
 from connectors.vector_index.port import Hit
+from operators.account import Cost, Prices
+from operators.budget import Charge
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
 from operators.paid_once import AmbiguityPolicy, PaidOnce
 from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
-from schemas.errors import Retryable
-from schemas.event import utc_now
+from schemas.dead_letter import DeadLetter, redrives
+from schemas.errors import Poison, Retryable
+from schemas.event import derive_id, utc_now
 from schemas.requests import ChatMessage, RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
+from schemas.tools import ToolRequested
+from schemas.usage import TokensUsed
+
+A = TypeVar("A", ResultCompleted, ToolRequested)
 
 INFER = OffloadPolicy(
     dependency="llm",
@@ -31,6 +44,13 @@ INFER = OffloadPolicy(
     backlog=256,
     timeout_s=120.0,  # twice the slowest call that the flow is meant for
 )
+
+
+TOOL_TIMEOUT = timedelta(minutes=5)
+"""How long a job waits for a tool before the model is told that there was no answer."""
+
+MARKUP = 16  # tokens around each message, passage or tool, at most: 4 to 8 in the templates of current models
+PROMPT_MARKUP = 128  # our own instruction, and what a template says once
 
 
 def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...]) -> Prompt:
@@ -73,13 +93,92 @@ def request_hash(retrieved: RetrievedRequest) -> str:
 
     Without the passages: they may change between a request and its replay.
     """
-    request = retrieved.request
+    return hash_of(retrieved.request)
+
+
+def hash_of(request: RequestSubmitted) -> str:
+    """The same of a bare request."""
     asked = f"{request.kind} {request.collection} {request.passages} {request.max_tokens}"
     turns = [f"{turn.role}:{len(turn.content)}:{turn.content}" for turn in request.turns]
-    return hashlib.sha256("\n".join([asked, *turns]).encode("utf-8", errors="surrogatepass")).hexdigest()
+    calls = [turn.tool_call.model_dump_json() for turn in request.turns if turn.tool_call is not None]
+    tools = [tool.model_dump_json() for tool in request.tools]
+    text = "\n".join([asked, *turns, *calls, *tools])
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def usage_of(result: ResultCompleted) -> Usage:
+def call_id(request: RequestSubmitted) -> str:
+    """What the ledger calls an inference: by its job, and each later turn of a job with tools by its depth as well."""
+    return f"{request.job_id}/{request.depth}" if request.turns[-1].role == "tool" else request.job_id
+
+
+def admission_of(envelope: Envelope[RetrievedRequest]) -> str:
+    """Names one inference: the job's, of this depth and this content, since it was redriven so often."""
+    request = envelope.body.request
+    turn = f"{request.depth}/{redrives(envelope.record.headers)}"
+    return derive_id("admission", request.job_id, turn, request_hash(envelope.body))
+
+
+def submission(envelope: Envelope[RequestSubmitted]) -> str:
+    """Names one submission of a job: the first, or one that was redriven."""
+    return f"{envelope.body.job_id}/{redrives(envelope.record.headers)}"
+
+
+def cost_of(prices: Prices) -> Callable[[RetrievedRequest], Cost]:
+    """The most that an inference may use.
+
+    No tokenizer makes more tokens of a text than it has bytes: the byte-level ones that models use merge bytes, never
+    split them. Each message and passage has some tokens of markup besides.
+    """
+
+    def cost(retrieved: RetrievedRequest) -> Cost:
+        request = retrieved.request
+        texts = [turn.content for turn in request.turns]
+        texts += [turn.tool_call.arguments for turn in request.turns if turn.tool_call is not None]
+        texts += [tool.model_dump_json() for tool in request.tools]
+        texts += [f"{_place(hit)} {hit.text}" for hit in retrieved.hits]
+        read = PROMPT_MARKUP + sum(len(text.encode("utf-8", errors="replace")) + MARKUP for text in texts)
+        return Cost(read + request.max_tokens, prices.money(None, read, request.max_tokens))
+
+    return cost
+
+
+def charge(prices: Prices) -> Charge[RetrievedRequest]:
+    """How inferences are charged to their tenants."""
+    return Charge(RetrievedRequest, cost_of(prices), admission_of)
+
+
+Answer = ResultCompleted | ToolRequested
+
+
+def stored_answer(stored: bytes) -> Answer:
+    """An answer from the ledger."""
+    is_call = "call_id" in json.loads(stored)
+    return ToolRequested.model_validate_json(stored) if is_call else ResultCompleted.model_validate_json(stored)
+
+
+def tokens_used(envelope: Envelope[ResultCompleted] | Envelope[ToolRequested]) -> Iterator[TokensUsed]:
+    """What becomes of what a budget has reserved for the inference; nothing, if none was asked.
+
+    An answer that an earlier admission has paid for is charged to that one alone.
+    """
+    job, body = envelope.job, envelope.body
+    if job.admission_id is None:
+        return
+    paid = body.admission_id == job.admission_id
+    yield TokensUsed(
+        job_id=job.job_id,
+        tenant=job.tenant,
+        admission_id=job.admission_id,
+        root_job_id=job.root or job.job_id,
+        model=body.model if paid else None,
+        prompt_tokens=body.usage.prompt_tokens if paid else 0,
+        completion_tokens=body.usage.completion_tokens if paid else 0,
+        estimated=body.usage.estimated and paid,
+        used_at=body.completed_at if isinstance(body, ResultCompleted) else body.requested_at,
+    )
+
+
+def usage_of(result: Answer) -> Usage:
     """What the ledger keeps of the bill."""
     return Usage(result.usage.prompt_tokens, result.usage.completion_tokens)
 
@@ -92,12 +191,19 @@ async def complete(llm: LLM, prompt: Prompt) -> Completion:
     raise Retryable("the model's stream ended without a completion")
 
 
-async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> ResultCompleted:
-    """One inference, and its account."""
+async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
+    """One inference, and its account; or the tool that the model wants first."""
     retrieved = envelope.body
     request = retrieved.request
     began = monotonic()
     completion = await complete(llm, prompt_of(request, retrieved.hits))
+    usage = TokenCount(
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        estimated=completion.usage_estimated,
+    )
+    if completion.wants is not None:
+        return _tool_request(request, completion, completion.wants, usage, envelope.job.admission_id)
     return ResultCompleted(
         job_id=request.job_id,
         tenant=request.tenant,
@@ -105,11 +211,8 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> ResultComple
         text=completion.text,
         finish_reason="length" if completion.finish_reason == "length" else "stop",
         citations=tuple(cite(retrieved.hits[cited], cited + 1) for cited in completion.cited),
-        usage=TokenCount(
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            estimated=completion.usage_estimated,
-        ),
+        usage=usage,
+        admission_id=envelope.job.admission_id,
         model=completion.model,
         timings=Timings(
             queued_s=max((envelope.received_at - request.submitted_at).total_seconds(), 0.0),  # clocks differ
@@ -118,6 +221,37 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> ResultComple
         ),
         completed_at=utc_now(),
     )
+
+
+def _tool_request(
+    request: RequestSubmitted, completion: Completion, wanted: WantedTool, usage: TokenCount, admission_id: str | None
+) -> ToolRequested:
+    """Raises Poison if the request does not offer the tool."""
+    if wanted.name not in {tool.name for tool in request.tools}:
+        raise Poison(f"the model asks for tool {wanted.name!r:.100}, which the request does not offer")
+    return ToolRequested(
+        job_id=request.job_id,
+        tenant=request.tenant,
+        call_id=derive_id("call", request.job_id, str(request.depth), wanted.call_id),
+        tool=wanted.name,
+        arguments=wanted.arguments,
+        depth=request.depth + 1,
+        model=completion.model,
+        usage=usage,
+        admission_id=admission_id,
+        said=completion.text,
+        request=request.model_copy(update={"depth": request.depth + 1, "root_job_id": request.root}),
+        answer_until=utc_now() + TOOL_TIMEOUT,
+    )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Results, tools that models want, and the dead letters. All must be consumed."""
+
+    results: KeyedStream[Envelope[ResultCompleted]]
+    calls: KeyedStream[Envelope[ToolRequested]]
+    errs: KeyedStream[DeadLetter]
 
 
 @operator
@@ -129,13 +263,24 @@ def infer(
     policy: OffloadPolicy,
     ambiguity: AmbiguityPolicy,
     runtime: Runtime,
-) -> Outcome[ResultCompleted]:
-    """Answer each request, and pay for it once."""
+) -> Answered:
+    """Answer each request, and pay for it once; an answer may be the wish for a tool."""
 
-    async def work(envelope: Envelope[RetrievedRequest]) -> ResultCompleted:
+    async def work(envelope: Envelope[RetrievedRequest]) -> Answer:
         return await answer(envelope, llm)
 
-    once = PaidOnce(ledger, ResultCompleted, request_hash, usage_of, policy.attempts, ambiguity)
-    return offload(
+    once = PaidOnce(ledger, stored_answer, _call_id, request_hash, usage_of, policy.attempts, ambiguity)
+    worked: Outcome[Answer] = offload(
         "work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime, around=once, same=request_hash
     )
+    results = op.filter_map_value("results", worked.oks, lambda envelope: _carrying(envelope, ResultCompleted))
+    calls = op.filter_map_value("calls", worked.oks, lambda envelope: _carrying(envelope, ToolRequested))
+    return Answered(results, calls, worked.errs)
+
+
+def _carrying(envelope: Envelope[Answer], body: type[A]) -> Envelope[A] | None:
+    return envelope.carrying(envelope.body) if isinstance(envelope.body, body) else None
+
+
+def _call_id(envelope: Envelope[RetrievedRequest]) -> str:
+    return call_id(envelope.body.request)

@@ -54,6 +54,7 @@ def bury(
         job_id=job.job_id,
         tenant=job.tenant,
         document_id=job.document_id,
+        admission_id=job.admission_id,
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,

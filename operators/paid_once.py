@@ -18,6 +18,7 @@ import structlog
 from prometheus_client import Counter
 
 from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Ledger, State, Stored, Usage
+from operators.envelope import Envelope
 from operators.offload import Dropped, Pending
 from schemas.dead_letter import redrives
 from schemas.errors import Fatal, GaveUp, HeadraceError, Poison, Refused, Retryable, Unavailable
@@ -64,7 +65,8 @@ class PaidOnce(Generic[X, E]):
     """Claim, call, commit: the `around` of an offloaded step whose calls cost money."""
 
     ledger: Ledger  # that is waited for: PatientLedger
-    result: type[E]
+    decode: Callable[[bytes], E]  # of a stored result
+    call_id: Callable[[Envelope[X]], str]  # names what is paid once: a job, or one turn of it
     request_hash: Callable[[X], str]  # of everything that decides the answer
     usage: Callable[[E], Usage]
     attempts: int  # the step's own bound
@@ -79,7 +81,7 @@ class PaidOnce(Generic[X, E]):
         origin = f"{record.topic}/{record.partition}/{record.offset}"
         request_hash = self.request_hash(envelope.body)
         token = f"{self._run}-{next(self._numbers)}"
-        attempt = Attempt(job.job_id, job.tenant, request_hash, origin, token, redrives(record.headers))
+        attempt = Attempt(self.call_id(envelope), job.tenant, request_hash, origin, token, redrives(record.headers))
         match await self.ledger.claim(attempt):
             case Claim() as claim:
                 return await self._pay(pending, claim, call)
@@ -87,7 +89,7 @@ class PaidOnce(Generic[X, E]):
                 pending.tell(JobState.COMPLETED, "answered and published before")  # "running" is not the last word
                 return Dropped()
             case Stored(result=stored):
-                return self.result.model_validate_json(stored)
+                return self.decode(stored)
             case GivenUp(failure):
                 pending.failures = failure.attempts
                 raise (Poison if failure.error_class == "poison" else GaveUp)(failure.message)

@@ -34,10 +34,12 @@ def produce(
     event: type[E],
     runtime: Runtime,
     published: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+    before: Callable[[Envelope[E]], Iterable[Event]] | None = None,
 ) -> None:
     """Write each body to the topic of `event`; where that topic ends the job, its status becomes completed.
 
-    `published` is called with the keys of events that the broker has acknowledged; nobody waits for it.
+    `published` is called with the keys of events that the broker has acknowledged; nobody waits for it. What `before`
+    gives is written before the event itself, so that it is there when that is published.
     """
     step = flow_step(step_id)
     topic = topic_of(event)
@@ -53,6 +55,8 @@ def produce(
             runtime.loop.submit(tell(keys))
 
     def records(envelope: Envelope[E]) -> Iterable[OutgoingRecord]:
+        if before is not None:
+            yield from (outgoing(each, step=step) for each in before(envelope))
         yield outgoing(envelope.body, step=step, traceparent=envelope.record.header("traceparent"))
         if ends_job:  # after the result, on the same producer: who sees "completed" can read the result
             job = envelope.job

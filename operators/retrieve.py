@@ -32,9 +32,10 @@ class RetrievedRequest:
 
 
 async def find_passages(request: RequestSubmitted, embedder: Embedder, vectors: VectorIndex) -> RetrievedRequest:
-    """Embed the last turn of the conversation and search the request's collection by it."""
+    """Embed what the user said last and search the request's collection by it."""
     began = monotonic()
-    question = await embedder.embed([request.turns[-1].content])
+    said = [turn.content for turn in request.turns if turn.role == "user"] or [request.turns[-1].content]
+    question = await embedder.embed(said[-1:])
     hits = await vectors.search(
         request.collection, question[0].astype("<f4").tobytes(), tenant=request.tenant, limit=request.passages
     )

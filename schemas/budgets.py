@@ -52,6 +52,22 @@ class WindowLimit(BaseModel):
         return self
 
 
+Policy = Literal["reject", "defer", "alert"]
+
+DEFERRED = 1000
+"""How many jobs of a tenant may be held back, unless its budget says otherwise."""
+
+
+class Budget(BaseModel):
+    """What a tenant may use, and what becomes of a job that would be too much."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    windows: tuple[WindowLimit, ...] = Field(default=(), max_length=8)
+    policy: Policy = "reject"
+    max_deferred: Annotated[int, Field(ge=0, le=100_000)] = DEFERRED
+
+
 class BudgetChanged(JobEvent):
     """A tenant's budget from now on. Produced by whoever manages tenants, read by `answer`; keyed by `tenant`.
 
@@ -65,12 +81,12 @@ class BudgetChanged(JobEvent):
     windows: tuple[WindowLimit, ...] | None = Field(
         default=None, max_length=8, description="All of them hold at once. None at all, `[]`: no limit."
     )
-    policy: Literal["reject", "defer", "alert"] = Field(
+    policy: Policy = Field(
         default="reject",
         description="Over budget: give the job up, hold it back until there is room, or only say so.",
     )
     max_deferred: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        default=1000, description="How many jobs may be held back at once; more are given up."
+        default=DEFERRED, description="How many jobs may be held back at once; more are given up."
     )
     changed_at: Timestamp = Field(default_factory=utc_now, description="When it was decided.")
 
@@ -85,6 +101,13 @@ class BudgetChanged(JobEvent):
     def key(self) -> str:
         """The last one of a tenant holds."""
         return self.tenant
+
+    @property
+    def budget(self) -> Budget | None:
+        """None: the default."""
+        if self.windows is None:
+            return None
+        return Budget(windows=self.windows, policy=self.policy, max_deferred=self.max_deferred)
 
     @classmethod
     def of_tombstone(cls, key: bytes | None) -> Self | None:

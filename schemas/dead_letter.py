@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.event import Base64Bytes, JobEvent, Timestamp, derive_id, utc_now
+from schemas.event import Base64Bytes, Identifier, JobEvent, Timestamp, derive_id, utc_now
 
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
@@ -50,6 +50,9 @@ class DeadLetter(JobEvent):
     ends_job: bool = Field(
         default=True,
         description="False: the job itself goes on; only this message, another one under the job's id, was refused.",
+    )
+    admission_id: Identifier | None = Field(
+        default=None, description="What its tenant's budget had reserved for it, and now takes back."
     )
     document_id: str | None = Field(default=None, description="The document, if the message is about one.")
     first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")

@@ -8,7 +8,7 @@ import base64
 import binascii
 import hashlib
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
@@ -100,6 +100,12 @@ class Event(BaseModel):
     def event_id(self) -> str:
         """CloudEvents `id`: equal for a replay of the same fact, so that a consumer can drop repeats."""
         return derive_id(self.TYPE, self.key)
+
+    @classmethod
+    def of_tombstone(cls, key: bytes | None) -> Self | None:
+        """What a record without a value means on this event's topic, if it means anything."""
+        del key
+        return None
 
     def encode(self) -> bytes:
         """The Kafka value: UTF-8 JSON without absent fields."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from schemas.dead_letter import MAX_REDRIVES, DeadLetter
@@ -19,6 +19,9 @@ class Standing(StrEnum):
     ACCEPTED = "accepted"  # submitted, and no step has taken it up
     RUNNING = "running"
     RETRYING = "retrying"
+    DEFERRED = "deferred"
+    AWAITING_REVIEW = "awaiting_review"
+    AWAITING_TOOL = "awaiting_tool"
     REDRIVEN = "redriven"  # and not yet taken up again
     COMPLETED = "completed"
     DEAD_LETTERED = "dead_lettered"
@@ -216,7 +219,7 @@ class _Case:
             return Standing.DEAD_LETTERED
         spoken = self._spoken()
         if spoken is not None:
-            return Standing.RETRYING if spoken.state is JobState.RETRYING else Standing.RUNNING
+            return Standing(spoken.state.value)
         return Standing.REDRIVEN if self.ending else Standing.ACCEPTED
 
     def _spoken(self) -> StatusChanged | None:
@@ -344,9 +347,11 @@ class _Case:
             yield from self._review_and_silence()
 
     def _review_and_silence(self) -> Iterator[str]:
-        reviews = [status for status in self.statuses if status.needs_review]
-        if reviews:
-            yield f"{reviews[-1].step} wants a person to decide: {reviews[-1].detail or 'no reason given'}"
+        spoken = self._spoken()
+        if spoken is not None and spoken.needs_review:
+            yield f"{spoken.step} wants a person to decide (headrace reviews): {spoken.detail or 'no reason given'}"
+        if self.standing in {Standing.DEFERRED, Standing.AWAITING_REVIEW}:
+            return
         last = max((each.at for each in timeline(self.evidence)), default=self.now)
         if self.now - last > self.silence:
             minutes = int((self.now - last).total_seconds() // 60)
@@ -357,10 +362,14 @@ class _Case:
         match self.standing:
             case Standing.ACCEPTED:
                 return f"{thing} has been received and waits to be processed."
-            case Standing.RUNNING:
+            case Standing.RUNNING | Standing.AWAITING_TOOL:
                 return f"{thing} is being processed."
             case Standing.RETRYING:
                 return f"{thing} is taking longer than usual; we keep trying, and you need not do anything."
+            case Standing.DEFERRED:
+                return f"{thing} waits until your organisation's budget has room again{self._resumes()}."
+            case Standing.AWAITING_REVIEW:
+                return f"{thing} was stopped, and a person decides whether it goes on."
             case Standing.REDRIVEN:
                 return f"{thing} has been started again and waits to be processed."
             case Standing.COMPLETED if self.kind == "request":
@@ -372,6 +381,11 @@ class _Case:
                 return f"{thing} could not be processed for now; we can start it again, and you need not send it again."
             case _:
                 return self._user_sees_no_way_on()
+
+    def _resumes(self) -> str:
+        spoken = self._spoken()
+        at = None if spoken is None else spoken.resume_at
+        return "" if at is None else f", at {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC or later"
 
     def _user_sees_no_way_on(self) -> str:
         newest = max(self.open, key=lambda each: each.letter.failed_at, default=None)

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.event import JobEvent, Timestamp, utc_now
+from schemas.event import Identifier, JobEvent, Timestamp, utc_now
 
 
 class Citation(BaseModel):
@@ -51,6 +51,7 @@ class ResultCompleted(JobEvent):
     finish_reason: Literal["stop", "length"] = Field(description="`length`: cut off at the request's `max_tokens`.")
     citations: tuple[Citation, ...] = Field(default=(), description="In the order in which the answer cites them.")
     usage: TokenCount = Field(description="Tokens of this inference.")
+    admission_id: Identifier | None = Field(default=None, description="What usage.tokens calls this inference.")
     model: str = Field(description="The model that answered.")
     timings: Timings = Field(description="Where the time went.")
     completed_at: Timestamp = Field(default_factory=utc_now, description="When the answer was complete.")

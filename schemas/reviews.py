@@ -52,7 +52,7 @@ class ReviewDecided(JobEvent):
     decision: Literal["approve", "reject"] = Field(description="`approve`: the job goes on, once; `reject`: it ends.")
     allowed: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="With `approve`: the limit for this root from now on; by default what this job needs.",
+        description="With `approve`: the limit for this root from now on; what this job needs is the least.",
     )
     note: str | None = Field(default=None, max_length=2000, description="Why; becomes part of the job's status.")
     reviewer: str | None = Field(default=None, max_length=256, description="Who decided.")

@@ -27,7 +27,9 @@ class ToolRequested(JobEvent):
     depth: int = Field(ge=0, description="Depth of the inference that will follow the answer.")
     model: str = Field(description="The model that asks.")
     usage: TokenCount = Field(description="Tokens of the inference that ended in this call.")
-    request: RequestSubmitted = Field(description="The conversation so far, with the call at its end; for `answer`.")
+    said: str = Field(default="", description="What the model said besides.")
+    admission_id: Identifier | None = Field(default=None, description="What usage.tokens calls that inference.")
+    request: RequestSubmitted = Field(description="What goes on when the tool has answered; for `answer`.")
     answer_until: Timestamp = Field(description="A later answer is ignored: the model is told that there was none.")
     requested_at: Timestamp = Field(default_factory=utc_now, description="When the model asked.")
 

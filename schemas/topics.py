@@ -59,7 +59,7 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("reviews.requested", ReviewRequested, "job_id", "compact,delete", 90 * DAY_MS),
     Topic("reviews.decided", ReviewDecided, "job_id", "compact,delete", 90 * DAY_MS, produced=False, consumed=True),
     Topic("tools.requested", ToolRequested, "job_id", "delete", 7 * DAY_MS, consumed=True),
-    Topic("tools.completed", ToolCompleted, "job_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
+    Topic("tools.completed", ToolCompleted, "job_id", "delete", 7 * DAY_MS, consumed=True),
     Topic("dead_letters.redriven", DeadLetterRedriven, "dead_letter_id", "compact,delete", 90 * DAY_MS),
 )
 """Every topic but the dead-letter topics, which follow from it."""

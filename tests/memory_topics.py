@@ -1,7 +1,7 @@
 """Topics in memory: what a test puts in, and what a flow wrote, in order."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from bytewax.inputs import Source
@@ -55,18 +55,33 @@ class _ListSink(FixedPartitionedSink[OutgoingRecord, None]):
         return _ListPartition(self._written, self._delivered)
 
 
+class _OfTopic:
+    """The records of one topic; of several topics, the first one to be read also has the ends and aborts."""
+
+    def __init__(self, entries: Iterable[Entry], topic: str, *, first: bool) -> None:
+        self._entries = entries
+        self._topic = topic
+        self._first = first
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entry in self._entries:
+            if entry.topic == self._topic if isinstance(entry, Record) else self._first:
+                yield entry
+
+
 class MemoryTopics:
     """Topics on a list. Each run iterates `entries` anew, from where the recovery state says."""
 
     def __init__(self, entries: Iterable[Entry], *, batch_size: int = 1) -> None:
         self._entries = entries
         self._batch_size = batch_size
+        self._sources = 0
         self.written: list[OutgoingRecord] = []
 
     def source(self, event: type[Event]) -> Source[Record]:
-        """Every entry, whatever the event."""
-        del event
-        return TestingSource(self._entries, self._batch_size)
+        """The entries on the topic of `event`."""
+        self._sources += 1
+        return TestingSource(_OfTopic(self._entries, topic_of(event).name, first=self._sources == 1), self._batch_size)
 
     def sink(self, delivered: Delivered | None = None) -> _ListSink:
         """Keeps what is written."""

@@ -11,6 +11,7 @@ from connectors.ledger.port import (
     GivenUp,
     Held,
     JobRecord,
+    Known,
     State,
     Stored,
     Usage,
@@ -51,6 +52,10 @@ class Entry:
             self.prompt_tokens,
             self.completion_tokens,
         )
+
+    def known(self) -> Known:
+        """What a repeat of the job needs."""
+        return Known(self.state, self.tenant, self.request_hash, self.result)
 
 
 def claim(  # noqa: PLR0911  # one return per rule

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from connectors.ledger.port import Attempt, Claim, Failure, JobRecord, Ledger, Usage
+from connectors.ledger.port import Attempt, Claim, Failure, JobRecord, Known, Ledger, Usage
 
 
 class NoLedger(Ledger):
@@ -31,6 +31,11 @@ class NoLedger(Ledger):
         """Nothing to mark."""
 
     async def find(self, job_id: str) -> JobRecord | None:
+        """Nothing is known."""
+        del job_id
+        return None
+
+    async def look(self, job_id: str) -> Known | None:
         """Nothing is known."""
         del job_id
         return None

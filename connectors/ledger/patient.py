@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from connectors.circuit import Circuit
-from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
+from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from schemas.errors import Unavailable
 
 T = TypeVar("T")
@@ -55,6 +55,10 @@ class PatientLedger(Ledger):
     async def find(self, job_id: str) -> JobRecord | None:
         """See the port."""
         return await self._patiently(job_id, lambda: self._ledger.find(job_id))
+
+    async def look(self, job_id: str) -> Known | None:
+        """See the port."""
+        return await self._patiently(job_id, lambda: self._ledger.look(job_id))
 
     async def close(self) -> None:
         """See the port."""

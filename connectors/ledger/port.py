@@ -100,6 +100,16 @@ class JobRecord:
     completion_tokens: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the ledger holds of a job, for whoever would repeat it."""
+
+    state: State
+    tenant: str
+    request_hash: str
+    result: bytes | None
+
+
 class Ledger(Protocol):
     """Durable before it answers.
 
@@ -130,6 +140,10 @@ class Ledger(Protocol):
 
     async def find(self, job_id: str) -> JobRecord | None:
         """What is known about a job."""
+        ...
+
+    async def look(self, job_id: str) -> Known | None:
+        """The same for a repeat of the job, with its result; claims nothing."""
         ...
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 from connectors.ledger import entry as rules
 from connectors.ledger.entry import Entry
-from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
+from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from schemas.errors import Fatal, HeadraceError, Unavailable
 
 T = TypeVar("T")
@@ -184,6 +184,10 @@ class SqlLedger(Ledger):
     async def find(self, job_id: str) -> JobRecord | None:
         """See the port."""
         return await self._change(job_id, lambda entry, _: (None, None if entry is None else entry.record()))
+
+    async def look(self, job_id: str) -> Known | None:
+        """See the port."""
+        return await self._change(job_id, lambda entry, _: (None, None if entry is None else entry.known()))
 
     async def mark_published(self, job_ids: Sequence[str]) -> None:
         """See the port."""

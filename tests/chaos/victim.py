@@ -32,7 +32,7 @@ from connectors.event_loop import EventLoop
 from connectors.kafka import sink, source
 from connectors.kafka.port import Delivered
 from connectors.kafka.record import OutgoingRecord, Record
-from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
+from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
 from connectors.vector_index.port import Hit, Point, VectorIndex
@@ -115,6 +115,9 @@ class MortalLedger(Ledger):
 
     async def find(self, job_id: str) -> JobRecord | None:
         return await self._inner.find(job_id)
+
+    async def look(self, job_id: str) -> Known | None:
+        return await self._inner.look(job_id)
 
     async def close(self) -> None:
         await self._inner.close()

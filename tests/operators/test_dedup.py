@@ -29,7 +29,7 @@ def flow_of(entries: list[Entry], fresh: list[str], repeats: list[str], clock: C
         job_id = RequestSubmitted.model_validate_json(at.value).job_id  # type: ignore[attr-defined]  # a Record
         return job_id, Envelope(Job(job_id, "default"), job_id, at, clock())  # type: ignore[arg-type]  # same
 
-    parted = dedup("dedup", op.map("envelope", read, enveloped), lambda body: body, POLICY, clock)
+    parted = dedup("dedup", op.map("envelope", read, enveloped), lambda envelope: envelope.body, POLICY, clock)
     op.output("fresh", op.map("f", parted.fresh, lambda item: item[0]), TestingSink(fresh))
     op.output("repeats", op.map("r", parted.repeats, lambda item: item[0]), TestingSink(repeats))
     return flow

@@ -20,7 +20,7 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from connectors.ledger.patient import PatientLedger
-from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Ledger, Usage
+from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.ledger.sql import SqlLedger
 from connectors.ledger.sqlite import SqliteStore
 from connectors.llm.port import LLM, Completion, Delta, Prompt
@@ -87,7 +87,8 @@ class Answers:
             runtime = Runtime(topics, loop, Stop(), circuits=circuits)
             inner = SqlLedger(SqliteStore(self.path), "owner")
             ledger = PatientLedger(wrap(inner), circuits.of("ledger"))
-            run_main(answer.build(runtime, absent, absent, model, ledger, POLICY, ambiguity))
+            policy = answer.AnswerPolicy(inference=POLICY, ambiguity=ambiguity)
+            run_main(answer.build(runtime, absent, absent, model, ledger, policy))
             loop.run(asyncio.sleep(0.05), timeout_s=5)  # what was told of publication is written
             loop.run(inner.close(), timeout_s=10)
         return topics
@@ -249,6 +250,9 @@ class Flaky(Ledger):
 
     async def find(self, job_id: str) -> JobRecord | None:
         return await self._inner.find(job_id)
+
+    async def look(self, job_id: str) -> Known | None:
+        return await self._inner.look(job_id)
 
     async def close(self) -> None:
         await self._inner.close()

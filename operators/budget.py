@@ -1,0 +1,333 @@
+"""What a tenant may use: every call is reserved before it is made, and settled after.
+
+Guarantee: that of `operators.account`, across crashes and restarts: in no window more is used than its limit, if no
+call uses more than `cost` said. Settlements come back through usage.tokens, as an input of the same flow; changes of a
+budget come through budgets.config, and hold from the next request on.
+
+Over budget, by the tenant's policy: `reject` is a dead letter that says why and when to come back; `defer` holds the
+request back, in order of arrival, until there is room or its deadline has passed; `alert` lets it through and says so.
+
+State, per tenant: its account, its budget, and what it has deferred. Dead letters: rejected requests; more deferred
+ones than `max_deferred`; a budget in money where no prices are known (the former budget stays).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar, cast
+
+import bytewax.operators as op
+import structlog
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream, StatefulBatchLogic
+from prometheus_client import Counter
+from pydantic import TypeAdapter, ValidationError
+
+from connectors.kafka.record import OutgoingRecord
+from operators.account import Account, AccountSnapshot, Cost, Over, Prices
+from operators.envelope import Envelope
+from operators.offload import DeadlineExceeded
+from operators.outcome import Outcome, bury, flow_step, split
+from operators.produce import outgoing
+from operators.runtime import Runtime
+from schemas.budgets import Budget, BudgetChanged
+from schemas.dead_letter import DeadLetter
+from schemas.errors import Fatal, GaveUp, Poison
+from schemas.event import utc_now
+from schemas.jobs import JobState, StatusChanged
+from schemas.usage import TokensUsed
+
+X = TypeVar("X")
+
+log = structlog.get_logger()
+
+OVER = Counter("headrace_over_budget_total", "Requests that found their tenant's budget used up", ["tenant", "policy"])
+UNRESERVED = Counter(
+    "headrace_usage_unreserved_total",
+    "Settlements of what had not been reserved; a replay makes some",
+    ["tenant"],
+)
+OVERRUN = Counter("headrace_usage_overrun_total", "Calls that used more than was reserved for them", ["tenant"])
+
+SNAPSHOT_VERSION = 1
+
+
+class OverBudget(GaveUp):
+    """The tenant's budget has no room: the same request may be sent again, or redriven, later."""
+
+
+class NeverAffordable(Poison):
+    """The request alone may need more than the whole budget."""
+
+
+@dataclass(frozen=True)
+class BudgetPolicy:
+    """What holds where nothing else was said."""
+
+    default: Budget = field(default_factory=Budget)  # of a tenant without one: no limit
+    prices: Prices = field(default_factory=lambda: Prices({}))
+    initial: Mapping[str, BudgetChanged] = field(default_factory=dict)
+    """By tenant: what budgets.config held at the start, so that no request comes before its budget."""
+
+
+@dataclass(frozen=True)
+class Charge(Generic[X]):
+    """How bodies of one class are charged."""
+
+    body: type[X]
+    cost: Callable[[X], Cost]  # the most that its call may use
+    admission: Callable[[Envelope[X]], str]  # names one call; a repeat of the same has the same
+
+
+_Snapshot = tuple[int, AccountSnapshot, str | None, list[tuple[str, Any]]]
+
+
+@dataclass
+class _Deferred(Generic[X]):
+    key: str
+    envelope: Envelope[X]
+    admission_id: str
+    cost: Cost
+    plain: object = None  # as snapshots hold it, made once
+
+
+@dataclass(frozen=True)
+class _Step(Generic[X]):
+    """What the tenants of one step share."""
+
+    name: str
+    codec: TypeAdapter[Envelope[X]]
+    charge: Charge[X]
+    policy: BudgetPolicy
+    clock: Callable[[], datetime]
+
+
+class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], _Snapshot], Generic[X]):
+    """One tenant's requests, settlements and changes, in the order in which they come."""
+
+    def __init__(self, step: _Step[X], resume: _Snapshot | None) -> None:
+        self._step = step
+        self._changed: BudgetChanged | None = None
+        self._deferred: deque[_Deferred[X]] = deque()
+        self._resume_at: float | None = None  # when the first of them may have room
+        if resume is None:
+            self._account = Account(step.policy.default, self._now())
+            return
+        version, account, changed, deferred = resume
+        if version != SNAPSHOT_VERSION:
+            raise Fatal(
+                f"{step.name}: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it"
+            )
+        self._account = Account.restored(step.policy.default, account)
+        if changed is not None:
+            self._adopt(BudgetChanged.model_validate_json(changed))
+        for key, plain in deferred:
+            try:
+                envelope = step.codec.validate_python(plain)
+            except ValidationError as error:
+                raise Fatal(
+                    f"{step.name}: a deferred message of the snapshot does not fit this release; drain the flow with "
+                    "the release that wrote it"
+                ) from error
+            admission_id, cost = step.charge.admission(envelope), step.charge.cost(envelope.body)
+            self._deferred.append(_Deferred(key, envelope, admission_id, cost, plain))
+        self._resume_at = self._now() if self._deferred else None
+
+    def _now(self) -> float:
+        return self._step.clock().timestamp()
+
+    def on_batch(self, values: list[tuple[str, Envelope[Any]]]) -> tuple[list[tuple[str, object]], bool]:
+        emitted: list[tuple[str, object]] = []
+        now = self._now()
+        for key, envelope in values:
+            body = envelope.body
+            if isinstance(body, TokensUsed):
+                self._settle(body, now)
+            elif isinstance(body, BudgetChanged):
+                emitted += self._change(key, envelope, body)
+            else:
+                emitted += self._request(key, envelope, now)
+        if self._deferred:
+            emitted += self._release(now)
+        return emitted, False
+
+    def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
+        return list(self._release(self._now())), False
+
+    def _settle(self, used: TokensUsed, now: float) -> None:
+        money = self._step.policy.prices.money(used.model, used.prompt_tokens, used.completion_tokens)
+        overrun = self._account.settle(used.admission_id, Cost(used.tokens, money), used.used_at.timestamp(), now)
+        if overrun is None:
+            UNRESERVED.labels(used.tenant).inc()
+            log.warning("usage for which nothing was reserved", tenant=used.tenant, job_id=used.job_id)
+        elif overrun:
+            OVERRUN.labels(used.tenant).inc()
+            log.warning("call used more than was reserved", tenant=used.tenant, job_id=used.job_id, tokens=used.tokens)
+
+    def _change(
+        self, key: str, envelope: Envelope[BudgetChanged], changed: BudgetChanged
+    ) -> Iterator[tuple[str, object]]:
+        if any(window.money is not None for window in changed.windows or ()) and not self._step.policy.prices.by_model:
+            reason = "the budget is in money, and no prices are known: set HEADRACE_PRICES; the former budget stays"
+            yield key, bury(envelope.job, envelope.record, Poison(reason), step=self._step.name)
+            return
+        self._adopt(changed)
+        log.info("budget changed", tenant=changed.tenant, policy=changed.policy, windows=len(changed.windows or ()))
+
+    def _adopt(self, changed: BudgetChanged) -> None:
+        self._changed = changed
+        self._account.budget = changed.budget or self._step.policy.default
+
+    def _request(self, key: str, envelope: Envelope[X], now: float) -> Iterator[tuple[str, object]]:
+        if self._changed is None:
+            initial = self._step.policy.initial.get(envelope.job.tenant)
+            if initial is not None:
+                self._adopt(initial)
+        charge, policy = self._step.charge, self._account.budget.policy
+        deferred = _Deferred(key, envelope, charge.admission(envelope), charge.cost(envelope.body))
+        if self._deferred and policy == "defer":  # whoever came first goes first
+            yield from self._release(now)
+            if self._deferred:
+                yield from self._hold_back(deferred, "others of its tenant wait already", self._resume_at, now)
+                return
+        over = self._account.reserve(deferred.admission_id, deferred.cost, now, force=policy == "alert")
+        if over is None:
+            yield self._admitted(deferred)
+            return
+        OVER.labels(envelope.job.tenant, policy).inc()
+        if policy == "alert":
+            log.warning("over budget", tenant=envelope.job.tenant, job_id=envelope.job.job_id, reason=over.reason())
+            yield key, self._status(deferred, JobState.RUNNING, f"over budget, and let through: {over.reason()}", None)
+            yield self._admitted(deferred)
+        elif policy == "defer" and over.ever:
+            yield from self._hold_back(deferred, over.reason(), over.resume_at, now)
+        else:
+            yield self._rejected(deferred, over)
+
+    def _hold_back(
+        self, deferred: _Deferred[X], why: str, resume_at: float | None, now: float
+    ) -> Iterator[tuple[str, object]]:
+        deadline = deferred.envelope.job.deadline
+        if len(self._deferred) >= self._account.budget.max_deferred:
+            full = f"over budget, and {len(self._deferred)} requests are held back already: {why}"
+            yield self._buried(deferred, OverBudget(f"{full}; send it again {_when(resume_at)}"))
+        elif deadline is not None and deadline.timestamp() <= max(resume_at or now, now):
+            late = f"over budget, and its deadline comes before there is room: {why}"
+            yield self._buried(deferred, OverBudget(f"{late}; send it again {_when(resume_at)}, with a later deadline"))
+        else:
+            if not self._deferred:
+                self._resume_at = resume_at
+            self._deferred.append(deferred)
+            yield deferred.key, self._status(deferred, JobState.DEFERRED, f"held back: {why}", resume_at)
+
+    def _release(self, now: float) -> Iterator[tuple[str, object]]:
+        """Let go what has room now, in order; and bury what is too late."""
+        expired = [each for each in self._deferred if (each.envelope.job.deadline or _NEVER).timestamp() <= now]
+        for each in expired:
+            self._deferred.remove(each)
+            error = DeadlineExceeded("the job's deadline passed while its tenant's budget was used up")
+            yield self._buried(each, error)
+        while self._deferred:
+            first = self._deferred[0]
+            force = self._account.budget.policy == "alert"
+            over = self._account.reserve(first.admission_id, first.cost, now, force=force)
+            if over is not None and not force and over.ever:
+                self._resume_at = over.resume_at
+                return
+            self._deferred.popleft()
+            yield self._admitted(first) if over is None or force else self._rejected(first, over)
+        self._resume_at = None
+
+    def _admitted(self, deferred: _Deferred[X]) -> tuple[str, object]:
+        envelope = deferred.envelope
+        return deferred.key, replace(envelope, job=replace(envelope.job, admission_id=deferred.admission_id))
+
+    def _rejected(self, deferred: _Deferred[X], over: Over) -> tuple[str, object]:
+        if not over.ever:
+            return self._buried(deferred, NeverAffordable(f"over budget for good: {over.reason()}; ask for less"))
+        return self._buried(
+            deferred, OverBudget(f"over budget: {over.reason()}; send it again {_when(over.resume_at)}")
+        )
+
+    def _buried(self, deferred: _Deferred[X], error: Exception) -> tuple[str, object]:
+        envelope = deferred.envelope
+        return deferred.key, bury(envelope.job, envelope.record, error, step=self._step.name)
+
+    def _status(self, deferred: _Deferred[X], state: JobState, detail: str, resume_at: float | None) -> StatusChanged:
+        job = deferred.envelope.job
+        return StatusChanged(
+            job_id=job.job_id,
+            tenant=job.tenant,
+            document_id=job.document_id,
+            state=state,
+            step=self._step.name,
+            detail=detail,
+            resume_at=None if resume_at is None else datetime.fromtimestamp(resume_at, UTC),
+        )
+
+    def notify_at(self) -> datetime | None:
+        if not self._deferred:
+            return None
+        deadlines = [each.envelope.job.deadline for each in self._deferred if each.envelope.job.deadline is not None]
+        moments = [*deadlines, *([] if self._resume_at is None else [datetime.fromtimestamp(self._resume_at, UTC)])]
+        return min(moments, default=None)
+
+    def snapshot(self) -> _Snapshot:
+        for each in self._deferred:
+            if each.plain is None:
+                each.plain = self._step.codec.dump_python(each.envelope)
+        changed = None if self._changed is None else self._changed.model_dump_json()
+        deferred = [(each.key, each.plain) for each in self._deferred]
+        return SNAPSHOT_VERSION, self._account.snapshot, changed, deferred
+
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+def _when(moment: float | None) -> str:
+    if moment is None:
+        return "when calls in flight have ended"
+    return f"after {datetime.fromtimestamp(moment, UTC).isoformat(timespec='seconds')}"
+
+
+_Keyed = KeyedStream[Envelope[Any]]
+
+
+def _tenant(keyed: tuple[str, Envelope[Any]]) -> str:
+    return keyed[1].job.tenant
+
+
+def _tenant_of(step: _Step[X], resume: _Snapshot | None) -> _Tenant[X]:
+    return _Tenant(step, resume)
+
+
+@operator
+def budget(
+    step_id: str,
+    up: KeyedStream[Envelope[X]],
+    used: KeyedStream[Envelope[TokensUsed]],
+    changed: KeyedStream[Envelope[BudgetChanged]],
+    charge: Charge[X],
+    policy: BudgetPolicy,
+    runtime: Runtime,
+    clock: Callable[[], datetime] = utc_now,
+) -> Outcome[X]:
+    """Let through what its tenant can afford, as `Envelope.job.admission_id` of it.
+
+    Whoever makes the call must say on usage.tokens what became of it, or the reservation stays.
+    """
+    codec: TypeAdapter[Envelope[X]] = TypeAdapter(Envelope[charge.body])  # type: ignore[name-defined]  # at run time
+    step = _Step(flow_step(step_id), codec, charge, policy, clock)
+
+    def status(item: object) -> OutgoingRecord | None:
+        return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None
+
+    def judged(item: object) -> Envelope[X] | DeadLetter | None:
+        return item if isinstance(item, Envelope | DeadLetter) else None
+
+    merged = op.merge("all", cast("_Keyed", up), cast("_Keyed", used), cast("_Keyed", changed))
+    tenants = op.key_on("tenant", merged, _tenant)
+    accounted = op.key_rm("accounted", op.stateful_batch("work", tenants, lambda resume: _tenant_of(step, resume)))
+    op.output("statuses", op.filter_map_value("status", accounted, status), runtime.topics.sink())
+    return split(op.filter_map_value("judged", accounted, judged))

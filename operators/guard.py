@@ -1,0 +1,387 @@
+"""Stop what runs away, and ask a person: the depth, age, number, tokens and repeats of jobs under one root job.
+
+Guarantee: what a limit stops makes no call until a person has approved it; then it goes on once, with the limit raised
+for its root. Whoever is rejected, or waits until the review expires, ends as a dead letter. A decision for what nobody
+stopped, or what is decided already, is counted and logged, and changes nothing.
+
+A root is the first job of a chain; children name it. A chain of one, the usual request, is checked for its prompt's
+size alone and leaves no state, so its own prompt and job count only from its first child, or if it offers tools.
+
+State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of; and
+what waits for a decision. Dead letters: rejected by a reviewer; no decision in time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from zlib import crc32
+
+import bytewax.operators as op
+import structlog
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream, StatefulBatchLogic
+from prometheus_client import Counter
+from pydantic import TypeAdapter, ValidationError
+
+from connectors.kafka.record import OutgoingRecord
+from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
+from operators.envelope import Envelope
+from operators.outcome import Outcome, bury, flow_step, split
+from operators.produce import outgoing
+from operators.runtime import Runtime
+from schemas.dead_letter import DeadLetter, redrives
+from schemas.errors import Fatal, GaveUp, Poison
+from schemas.event import derive_id, utc_now
+from schemas.jobs import JobState, StatusChanged
+from schemas.requests import RequestSubmitted
+from schemas.reviews import Ancestor, Limit, ReviewDecided, ReviewRequested
+from schemas.usage import TokensUsed
+
+log = structlog.get_logger()
+
+STOPPED = Counter("headrace_guard_stopped_total", "Jobs that a guard has stopped for a review", ["limit"])
+IGNORED = Counter("headrace_review_decisions_ignored_total", "Decisions for jobs that do not wait for one")
+
+BUCKETS = 1024  # keys of the state: one for many roots, since bytewax keeps some 800 bytes for each
+ROOTS = 256  # per bucket; beyond that the ones that were silent longest are forgotten
+COUNTED = DedupPolicy(remember_s=24 * 3600.0, bucket_ids=512)  # settlements, so that a repeat counts once
+SNAPSHOT_VERSION = 1
+
+
+class RejectedByReviewer(Poison):
+    """A person has decided against the job."""
+
+
+@dataclass(frozen=True)
+class GuardPolicy:
+    """What one root job may set off."""
+
+    max_depth: int = 8  # inferences one after the other: the root's own is the first
+    max_age_s: int = 24 * 3600  # from the first that was heard of it
+    max_jobs: int = 100
+    max_tokens: int = 1_000_000
+    max_repeats: int = 3  # of one conversation, word for word
+    max_prompt_chars: int = 50_000
+    review_s: float = 7 * 24 * 3600.0  # how long a person has
+    remember_s: float = 2 * 24 * 3600.0
+
+    def of(self, limit: Limit) -> int:
+        """The limit of that name."""
+        limits: dict[Limit, int] = {
+            "depth": self.max_depth,
+            "age": self.max_age_s,
+            "jobs": self.max_jobs,
+            "tokens": self.max_tokens,
+            "repeats": self.max_repeats,
+            "prompt_size": self.max_prompt_chars,
+        }
+        return limits[limit]
+
+
+_REASONS: dict[Limit, str] = {
+    "depth": "this would be inference {value} one after the other, and {allowed} are allowed",
+    "age": "its root job has been running for {value} s, and {allowed} s are allowed",
+    "jobs": "this would be job {value} under its root, and {allowed} are allowed",
+    "tokens": "the jobs under its root have used {value} tokens, and {allowed} are allowed",
+    "repeats": "this would be the same conversation for the {value}. time under its root, and {allowed} are allowed",
+    "prompt_size": "its prompt has {value} characters, and {allowed} are allowed",
+}
+
+
+@dataclass
+class Root:
+    """What is known of a root job and those under it."""
+
+    first_seen: float
+    last_seen: float
+    tokens: int = 0
+    jobs: dict[str, tuple[str | None, int]] = field(default_factory=dict)  # by id: parent and depth
+    prompts: dict[bytes, list[str]] = field(default_factory=dict)  # by digest: who has asked it
+    raised: dict[Limit, int] = field(default_factory=dict)  # by reviewers
+
+    def exceeded(self, request: RequestSubmitted, policy: GuardPolicy, now: float) -> tuple[Limit, int, int] | None:
+        """The first limit that the request would break: its name, what it would be, and what is allowed."""
+        asked_by = self.prompts.get(prompt_digest(request), [])
+        turn = _turn(request)
+        values: dict[Limit, int] = {
+            "depth": request.depth + 1,
+            "prompt_size": request.prompt_chars,
+            "jobs": len(self.jobs) + (request.job_id not in self.jobs),
+            "repeats": len(asked_by) + (turn not in asked_by),
+            "tokens": self.tokens,
+            "age": int(now - self.first_seen),
+        }
+        for limit, value in values.items():
+            allowed = max(policy.of(limit), self.raised.get(limit, 0))
+            if value > allowed:
+                return limit, value, allowed
+        return None
+
+    def add(self, request: RequestSubmitted, now: float) -> None:
+        """Count a request that goes on; a repeat of it counts once."""
+        self.last_seen = now
+        self.jobs.setdefault(request.job_id, (request.parent_job_id, request.depth))
+        asked_by = self.prompts.setdefault(prompt_digest(request), [])
+        if _turn(request) not in asked_by:
+            asked_by.append(_turn(request))
+
+    def ancestors(self, request: RequestSubmitted) -> tuple[Ancestor, ...]:
+        """From the root down to the parent, as far as known."""
+        chain: list[Ancestor] = []
+        parent = request.parent_job_id
+        while parent is not None and all(parent != each.job_id for each in chain):
+            above, depth = self.jobs.get(parent, (None, max(request.depth - 1 - len(chain), 0)))
+            chain.append(Ancestor(job_id=parent, depth=depth))
+            parent = above
+        if request.root != request.job_id and all(request.root != each.job_id for each in chain):
+            chain.append(Ancestor(job_id=request.root, depth=0))
+        return tuple(reversed(chain))
+
+
+def prompt_digest(request: RequestSubmitted) -> bytes:
+    """Of the whole conversation: two requests of one digest ask the same, word for word."""
+    return digest_of("".join(f"{turn.role}:{len(turn.content)}:{turn.content}" for turn in request.turns))
+
+
+def _turn(request: RequestSubmitted) -> str:
+    return f"{request.job_id}/{request.depth}"
+
+
+def is_plain(request: RequestSubmitted, policy: GuardPolicy) -> bool:
+    """A chain of one, of a usual size."""
+    return (
+        request.depth == 0
+        and request.parent_job_id is None
+        and request.root_job_id is None
+        and not request.tools
+        and request.prompt_chars <= policy.max_prompt_chars
+    )
+
+
+@dataclass
+class _Held:
+    """A request that waits for a person."""
+
+    key: str
+    envelope: Envelope[RequestSubmitted]
+    limit: Limit
+    value: int
+    expires_at: float
+    plain: object = None
+
+
+_Snapshot = tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]], GenerationsSnapshot]
+
+_CODEC: TypeAdapter[Envelope[RequestSubmitted]] = TypeAdapter(Envelope[RequestSubmitted])
+
+
+class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], _Snapshot]):
+    """Some roots, and what of theirs waits for a person."""
+
+    def __init__(self, name: str, policy: GuardPolicy, clock: Callable[[], datetime], resume: _Snapshot | None) -> None:
+        self._name = name
+        self._policy = policy
+        self._clock = clock
+        self._roots: dict[str, Root] = {}
+        self._held: dict[str, _Held] = {}  # by review id
+        self._counted = Generations(COUNTED, self._now())
+        if resume is not None:
+            self._restore(resume)
+
+    def _restore(self, resume: _Snapshot) -> None:
+        version, roots, held, counted = resume
+        if version != SNAPSHOT_VERSION:
+            raise Fatal(
+                f"{self._name}: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it"
+            )
+        self._roots = {root_id: Root(*fields) for root_id, *fields in roots}
+        self._counted = Generations.restored(COUNTED, counted)
+        for review_id, key, plain, limit, value, expires_at in held:
+            try:
+                envelope = _CODEC.validate_python(plain)
+            except ValidationError as error:
+                raise Fatal(
+                    f"{self._name}: a request that waits for a review does not fit this release; decide the reviews "
+                    "with the release that wrote it"
+                ) from error
+            self._held[review_id] = _Held(key, envelope, limit, value, expires_at, plain)
+
+    def _now(self) -> float:
+        return self._clock().timestamp()
+
+    def on_batch(self, values: list[tuple[str, Envelope[Any]]]) -> tuple[list[tuple[str, object]], bool]:
+        emitted: list[tuple[str, object]] = []
+        now = self._now()
+        for key, envelope in values:
+            match envelope.body:
+                case TokensUsed() as used:
+                    self._count(used, now)
+                case ReviewDecided() as decided:
+                    emitted += self._decide(decided, now)
+                case _:
+                    emitted += self._check(key, envelope, now)
+        self._forget(now)
+        return emitted, self._is_empty
+
+    def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
+        """Give up what nobody has decided."""
+        now = self._now()
+        emitted: list[tuple[str, object]] = []
+        for review_id in [each for each, held in self._held.items() if held.expires_at <= now]:
+            held = self._held.pop(review_id)
+            days = self._policy.review_s / 86_400
+            error = GaveUp(f"nobody has decided its review within {days:g} days ({held.limit})")
+            emitted.append((held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)))
+        return emitted, self._is_empty
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self._roots and not self._held
+
+    def _root(self, root_id: str, now: float) -> Root:
+        root = self._roots.pop(root_id, None) or Root(now, now)
+        root.last_seen = now
+        self._roots[root_id] = root  # at the end: in the order in which they were heard of
+        return root
+
+    def _count(self, used: TokensUsed, now: float) -> None:
+        if used.tokens and self._counted.add(digest_of(used.admission_id), now):
+            self._root(used.root_job_id, now).tokens += used.tokens
+
+    def _check(self, key: str, envelope: Envelope[RequestSubmitted], now: float) -> Iterator[tuple[str, object]]:
+        request = envelope.body
+        root = self._root(request.root, now)
+        exceeded = root.exceeded(request, self._policy, now)
+        if exceeded is None:
+            root.add(request, now)
+            yield key, envelope
+            return
+        limit, value, allowed = exceeded
+        review_id = derive_id("review", _turn(request), limit, str(allowed), str(redrives(envelope.record.headers)))
+        reason = _REASONS[limit].format(value=value, allowed=allowed)
+        if review_id not in self._held:
+            STOPPED.labels(limit).inc()
+            expires_at = now + self._policy.review_s
+            self._held[review_id] = _Held(key, envelope, limit, value, expires_at)
+            record = envelope.record
+            yield (
+                key,
+                ReviewRequested(
+                    job_id=request.job_id,
+                    tenant=request.tenant,
+                    review_id=review_id,
+                    root_job_id=request.root,
+                    limit=limit,
+                    value=value,
+                    allowed=allowed,
+                    reason=reason,
+                    depth=request.depth,
+                    ancestors=root.ancestors(request),
+                    prompt_chars=request.prompt_chars,
+                    origin=f"{record.topic}/{record.partition}/{record.offset}",
+                    expires_at=datetime.fromtimestamp(expires_at, UTC),
+                ),
+            )
+        yield key, self._status(envelope, JobState.AWAITING_REVIEW, f"stopped: {reason}", needs_review=True)
+
+    def _decide(self, decided: ReviewDecided, now: float) -> Iterator[tuple[str, object]]:
+        held = self._held.get(decided.review_id)
+        if held is None or held.envelope.job.job_id != decided.job_id:
+            IGNORED.inc()
+            log.warning(
+                "decision ignored: the job does not wait for it", job_id=decided.job_id, review_id=decided.review_id
+            )
+            return
+        del self._held[decided.review_id]
+        by = f" by {decided.reviewer}" if decided.reviewer else ""
+        note = f": {decided.note}" if decided.note else ""
+        if decided.decision == "reject":
+            error = RejectedByReviewer(f"rejected{by}{note}")
+            yield held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)
+            return
+        root = self._root(held.envelope.body.root, now)
+        # At least what the job needs: it was approved.
+        root.raised[held.limit] = max(decided.allowed or 0, held.value, root.raised.get(held.limit, 0))
+        yield held.key, self._status(held.envelope, JobState.RUNNING, f"approved{by}{note}")
+        yield from self._check(held.key, held.envelope, now)
+
+    def _status(
+        self, envelope: Envelope[RequestSubmitted], state: JobState, detail: str, *, needs_review: bool = False
+    ) -> StatusChanged:
+        job = envelope.job
+        return StatusChanged(
+            job_id=job.job_id, tenant=job.tenant, state=state, step=self._name, detail=detail, needs_review=needs_review
+        )
+
+    def _forget(self, now: float) -> None:
+        """Roots that have been silent for long, the oldest first; not those of which something waits."""
+        silent_since = now - self._policy.remember_s
+        while self._roots:
+            root_id, root = next(iter(self._roots.items()))
+            if root.last_seen > silent_since and len(self._roots) <= ROOTS:
+                return
+            del self._roots[root_id]
+
+    def notify_at(self) -> datetime | None:
+        if not self._held:
+            return None
+        return datetime.fromtimestamp(min(held.expires_at for held in self._held.values()), UTC) + timedelta(
+            milliseconds=1
+        )
+
+    def snapshot(self) -> _Snapshot:
+        for held in self._held.values():
+            if held.plain is None:
+                held.plain = _CODEC.dump_python(held.envelope)
+        roots = [
+            (
+                *(root_id, root.first_seen, root.last_seen, root.tokens, dict(root.jobs)),
+                *({digest: list(turns) for digest, turns in root.prompts.items()}, dict(root.raised)),
+            )
+            for root_id, root in self._roots.items()
+        ]
+        waiting = [
+            (review_id, held.key, held.plain, held.limit, held.value, held.expires_at)
+            for review_id, held in self._held.items()
+        ]
+        return SNAPSHOT_VERSION, roots, waiting, self._counted.snapshot
+
+
+_Keyed = KeyedStream[Envelope[Any]]
+
+
+def _bucket(keyed: tuple[str, Envelope[Any]]) -> str:
+    body = keyed[1].body
+    root = body.root if isinstance(body, RequestSubmitted) else body.root_job_id
+    return f"{crc32(root.encode()) % BUCKETS:03x}"
+
+
+@operator
+def guard(
+    step_id: str,
+    up: KeyedStream[Envelope[RequestSubmitted]],
+    used: KeyedStream[Envelope[TokensUsed]],
+    decided: KeyedStream[Envelope[ReviewDecided]],
+    policy: GuardPolicy,
+    runtime: Runtime,
+    clock: Callable[[], datetime] = utc_now,
+) -> Outcome[RequestSubmitted]:
+    """Let through what stays within the limits of its root job; the rest waits for a person."""
+    name = flow_step(step_id)
+
+    def event(item: object) -> OutgoingRecord | None:
+        return outgoing(item, step=name) if isinstance(item, StatusChanged | ReviewRequested) else None
+
+    def judged(item: object) -> Envelope[RequestSubmitted] | DeadLetter | None:
+        return item if isinstance(item, Envelope | DeadLetter) else None
+
+    parted = op.branch("plain", up, lambda keyed: is_plain(keyed[1].body, policy))
+    merged = op.merge("all", cast("_Keyed", parted.falses), cast("_Keyed", used), cast("_Keyed", decided))
+    buckets = op.key_on("bucket", merged, _bucket)
+    checked = op.key_rm(
+        "checked", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, resume))
+    )
+    op.output("events", op.filter_map_value("event", checked, event), runtime.topics.sink())
+    outcome: Outcome[RequestSubmitted] = split(op.filter_map_value("judged", checked, judged))
+    return Outcome(op.merge("passed", parted.trues, outcome.oks), outcome.errs)

@@ -1,0 +1,209 @@
+"""Tools' answers back to the jobs that wait for them.
+
+Guarantee: a job goes on once for each call of a tool: with the tool's answer, or, if that does not come by the time
+named in the call, with a note for the model that there was none. An answer to no call, a second one, and a late one are
+counted and change nothing. Whether the call or its answer is read first does not matter.
+
+State: hash buckets, each with its open calls, answers that came before their calls, and the ids of calls that are over.
+Dead letters: a conversation that the answer makes too long.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+from zlib import crc32
+
+import bytewax.operators as op
+import structlog
+from bytewax.dataflow import operator
+from bytewax.operators import KeyedStream, StatefulBatchLogic
+from prometheus_client import Counter
+from pydantic import TypeAdapter, ValidationError
+
+from connectors.kafka.record import OutgoingRecord
+from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
+from operators.envelope import Envelope, job_of
+from operators.outcome import Outcome, bury, flow_step, split
+from operators.produce import outgoing
+from operators.runtime import Runtime
+from schemas.dead_letter import DeadLetter, redrives
+from schemas.errors import Fatal, Poison
+from schemas.event import utc_now
+from schemas.jobs import JobState, StatusChanged
+from schemas.requests import ChatMessage, RequestSubmitted, ToolCall
+from schemas.tools import ToolCompleted, ToolRequested
+
+log = structlog.get_logger()
+
+IGNORED = Counter("headrace_tool_answers_ignored_total", "Tools' answers that no job waited for", ["tool"])
+
+BUCKETS = 256
+EARLY_S = 600.0  # how long an answer waits for its call, which is on another partition of the same flow's topics
+OVER = DedupPolicy(remember_s=7 * 24 * 3600.0, bucket_ids=4096)  # as long as tools.requested is kept
+NO_ANSWER = "The tool did not answer in time."
+NOTHING = "(nothing)"
+SNAPSHOT_VERSION = 1
+
+
+def resumed(asked: ToolRequested, content: str) -> RequestSubmitted:
+    """The request that goes on: the conversation with the call and its answer. Raises Poison if it is too long."""
+    call = ToolCall(call_id=asked.call_id, tool=asked.tool, arguments=asked.arguments)
+    turns = (
+        *asked.request.turns,
+        ChatMessage(role="assistant", content=asked.said, tool_call=call),
+        ChatMessage(role="tool", content=content or NOTHING, tool_call_id=asked.call_id),
+    )
+    fields = {name: getattr(asked.request, name) for name in RequestSubmitted.model_fields}
+    try:
+        return RequestSubmitted.model_validate(fields | {"prompt": None, "messages": turns})
+    except ValidationError as error:
+        raise Poison(f"the answer of tool {asked.tool} does not fit in: {error.errors()[0]['msg']}") from error
+
+
+@dataclass
+class _Open:
+    """A call that waits for its answer."""
+
+    key: str
+    envelope: Envelope[ToolRequested]
+    plain: object = None
+
+
+_Snapshot = tuple[int, list[tuple[str, Any]], list[tuple[str, float, str]], GenerationsSnapshot]
+
+_CODEC: TypeAdapter[Envelope[ToolRequested]] = TypeAdapter(Envelope[ToolRequested])
+
+
+class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], _Snapshot]):
+    """Some jobs' calls."""
+
+    def __init__(self, name: str, clock: Callable[[], datetime], resume: _Snapshot | None) -> None:
+        self._name = name
+        self._clock = clock
+        self._open: dict[str, _Open] = {}  # by call id
+        self._early: dict[str, tuple[float, ToolCompleted]] = {}  # same: when it came
+        self._over = Generations(OVER, self._now())
+        if resume is None:
+            return
+        version, calls, early, over = resume
+        if version != SNAPSHOT_VERSION:
+            raise Fatal(f"{name}: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it")
+        for key, plain in calls:
+            try:
+                envelope = _CODEC.validate_python(plain)
+            except ValidationError as error:
+                raise Fatal(f"{name}: a call of the snapshot does not fit this release; drain it first") from error
+            self._open[envelope.body.call_id] = _Open(key, envelope, plain)
+        self._early = {call_id: (at, ToolCompleted.model_validate_json(answer)) for call_id, at, answer in early}
+        self._over = Generations.restored(OVER, over)
+
+    def _now(self) -> float:
+        return self._clock().timestamp()
+
+    def on_batch(self, values: list[tuple[str, Envelope[Any]]]) -> tuple[list[tuple[str, object]], bool]:
+        emitted: list[tuple[str, object]] = []
+        for key, envelope in values:
+            if isinstance(envelope.body, ToolRequested):
+                emitted += self._ask(key, envelope)
+            else:
+                emitted += self._answer(envelope.body)
+        return emitted, False
+
+    def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
+        now = self._now()
+        emitted: list[tuple[str, object]] = []
+        for call_id in [each for each, call in self._open.items() if _until(call) <= now]:
+            emitted += self._go_on(call_id, NO_ANSWER)
+        for call_id in [each for each, (at, _) in self._early.items() if at + EARLY_S <= now]:
+            self._ignore(self._early.pop(call_id)[1], "no job has asked for it")
+        return emitted, False
+
+    def _ask(self, key: str, envelope: Envelope[ToolRequested]) -> Iterator[tuple[str, object]]:
+        asked = envelope.body
+        again = redrives(envelope.record.headers)
+        if not self._over.add(digest_of(f"{asked.call_id}/{again}"), self._now()):
+            return  # the same call, repeated by a crash or by a duplicate of the job
+        self._open[asked.call_id] = _Open(key, envelope)
+        yield (
+            key,
+            StatusChanged(
+                job_id=asked.job_id,
+                tenant=asked.tenant,
+                state=JobState.AWAITING_TOOL,
+                step=self._name,
+                attempt=again + 1,
+                detail=f"waits for tool {asked.tool}, call {asked.call_id}",
+                resume_at=asked.answer_until,
+            ),
+        )
+        early = self._early.pop(asked.call_id, None)
+        if early is not None:
+            yield from self._answer(early[1])
+
+    def _answer(self, answer: ToolCompleted) -> Iterator[tuple[str, object]]:
+        waiting = self._open.get(answer.call_id)
+        if waiting is not None and waiting.envelope.job.job_id == answer.job_id:
+            yield from self._go_on(answer.call_id, answer.content)
+        elif waiting is not None or digest_of(f"{answer.call_id}/0") in self._over:
+            self._ignore(answer, "its call is over, or another job's")
+        else:
+            self._early[answer.call_id] = (self._now(), answer)
+
+    def _ignore(self, answer: ToolCompleted, why: str) -> None:
+        IGNORED.labels(answer.tool).inc()
+        log.warning("tool's answer ignored", job_id=answer.job_id, call_id=answer.call_id, why=why)
+
+    def _go_on(self, call_id: str, content: str) -> Iterator[tuple[str, object]]:
+        call = self._open.pop(call_id)
+        envelope = call.envelope
+        try:
+            request = resumed(envelope.body, content)
+        except Poison as error:
+            yield call.key, bury(envelope.job, envelope.record, error, step=self._name)
+            return
+        yield call.key, Envelope(job_of(request), request, envelope.record, envelope.received_at)
+
+    def notify_at(self) -> datetime | None:
+        moments = [_until(call) for call in self._open.values()]
+        moments += [at + EARLY_S for at, _ in self._early.values()]
+        return datetime.fromtimestamp(min(moments), UTC) if moments else None
+
+    def snapshot(self) -> _Snapshot:
+        for call in self._open.values():
+            if call.plain is None:
+                call.plain = _CODEC.dump_python(call.envelope)
+        calls = [(call.key, call.plain) for call in self._open.values()]
+        early = [(call_id, at, answer.model_dump_json()) for call_id, (at, answer) in self._early.items()]
+        return SNAPSHOT_VERSION, calls, early, self._over.snapshot
+
+
+def _until(call: _Open) -> float:
+    return call.envelope.body.answer_until.timestamp()
+
+
+_Keyed = KeyedStream[Envelope[Any]]
+
+
+@operator
+def resume(
+    step_id: str,
+    asked: KeyedStream[Envelope[ToolRequested]],
+    answered: KeyedStream[Envelope[ToolCompleted]],
+    runtime: Runtime,
+    clock: Callable[[], datetime] = utc_now,
+) -> Outcome[RequestSubmitted]:
+    """The next turn of each job whose tool has answered."""
+    name = flow_step(step_id)
+
+    def status(item: object) -> OutgoingRecord | None:
+        return outgoing(item, step=name) if isinstance(item, StatusChanged) else None
+
+    def settled(item: object) -> Envelope[RequestSubmitted] | DeadLetter | None:
+        return item if isinstance(item, Envelope | DeadLetter) else None
+
+    merged = op.merge("all", cast("_Keyed", asked), cast("_Keyed", answered))
+    buckets = op.key_on("bucket", merged, lambda keyed: f"{crc32(keyed[1].job.job_id.encode()) % BUCKETS:02x}")
+    joined = op.key_rm("joined", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, clock, resume)))
+    op.output("statuses", op.filter_map_value("status", joined, status), runtime.topics.sink())
+    return split(op.filter_map_value("settled", joined, settled))
