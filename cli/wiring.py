@@ -29,7 +29,7 @@ from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
 from connectors.vector_index.port import VectorIndex
-from flows import answer, embed, extract, index, ingest
+from flows import answer, embed, extract, index, ingest, search
 from operators.account import Prices
 from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
@@ -42,7 +42,7 @@ from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
 from schemas.topics import topic_of
 
-FLOWS = ("ingest", "extract", "embed", "index", "answer")
+FLOWS = ("ingest", "extract", "embed", "index", "answer", "search")
 
 
 class KafkaTopics:
@@ -205,6 +205,8 @@ def build(name: str, runtime: Runtime, connectors: Connectors, settings: Setting
             return embed.build(runtime, at.store, at.embedder, chunking)
         case "index":
             return index.build(runtime, at.store, at.vectors)
+        case "search":
+            return search.build(runtime, at.embedder, at.vectors)
         case "answer":
             policy = answer.AnswerPolicy(
                 guard=guard_policy(settings),

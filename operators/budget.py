@@ -33,7 +33,7 @@ from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, GaveUp, Poison
+from schemas.errors import Fatal, GaveUp, Poison, Refused
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed
@@ -170,7 +170,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     ) -> Iterator[tuple[str, object]]:
         if any(window.money is not None for window in changed.windows or ()) and not self._step.policy.prices.by_model:
             reason = "the budget is in money, and no prices are known: set HEADRACE_PRICES; the former budget stays"
-            yield key, bury(envelope.job, envelope.record, Poison(reason), step=self._step.name)
+            yield key, bury(envelope.job, envelope.record, Refused(reason), step=self._step.name)
             return
         self._adopt(changed)
         log.info("budget changed", tenant=changed.tenant, policy=changed.policy, windows=len(changed.windows or ()))

@@ -16,7 +16,7 @@ from operators.envelope import Envelope, Job, job_of
 from operators.outcome import Outcome, bury, flow_step, split
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Poison
+from schemas.errors import Poison, Refused
 from schemas.event import JobEvent, derive_id, utc_now
 
 E = TypeVar("E", bound=JobEvent)
@@ -72,7 +72,8 @@ def decode(step_id: str, up: Stream[Record], event: type[E]) -> Outcome[E]:
         try:
             body = parse(record, event)
         except Poison as error:
-            letter = bury(salvage_job(record), record, error, step=step)
+            reason = error if event.ENDS_JOB_IF_UNREADABLE else Refused(str(error))
+            letter = bury(salvage_job(record), record, reason, step=step)
             return letter.job_id, letter
         return body.key, Envelope(job_of(body), body, record, utc_now())
 

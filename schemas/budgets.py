@@ -77,6 +77,7 @@ class BudgetChanged(JobEvent):
     model_config = ConfigDict(json_schema_extra=lambda schema: schema.update(required=[]))
 
     TYPE: ClassVar[str] = "headrace.budget.changed.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     windows: tuple[WindowLimit, ...] | None = Field(
         default=None, max_length=8, description="All of them hold at once. None at all, `[]`: no limit."

@@ -128,6 +128,9 @@ class Event(BaseModel):
 class JobEvent(Event):
     """Base of the events that are part of a job."""
 
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = True
+    """False: the job, if there is one, goes on without this message."""
+
     job_id: Identifier = Field(description="The job that this event is part of.")
     tenant: Tenant = Field(default="default", description="Tenant that owns the job.")
 

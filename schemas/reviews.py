@@ -46,6 +46,7 @@ class ReviewDecided(JobEvent):
     """A person's decision. Produced by `headrace reviews`, or any other client; keyed by `job_id`."""
 
     TYPE: ClassVar[str] = "headrace.review.decided.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     review_id: Identifier = Field(description="Of the ReviewRequested.")
     root_job_id: Identifier = Field(description="Of the ReviewRequested.")

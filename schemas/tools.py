@@ -20,6 +20,7 @@ class ToolRequested(JobEvent):
     """
 
     TYPE: ClassVar[str] = "headrace.tool.requested.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     call_id: Identifier = Field(description="Names this call; the answer repeats it.")
     tool: ToolName = Field(description="Which tool.")
@@ -43,6 +44,7 @@ class ToolCompleted(JobEvent):
     """What a tool gave back, or why it could not. Produced by whoever serves the tool; keyed by `job_id`."""
 
     TYPE: ClassVar[str] = "headrace.tool.completed.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     call_id: Identifier = Field(description="Of the ToolRequested.")
     tool: ToolName = Field(description="Which tool.")

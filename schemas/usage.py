@@ -15,6 +15,7 @@ class TokensUsed(JobEvent):
     """
 
     TYPE: ClassVar[str] = "headrace.usage.tokens.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     admission_id: Identifier = Field(description="One inference of the job: names what was reserved for it.")
     root_job_id: Identifier = Field(description="The job at the top of the chain; the job itself if it has no parent.")

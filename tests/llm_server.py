@@ -39,6 +39,7 @@ FAULTS = (
     "error",
 )
 _MARK = re.compile(r"FAULT:([a-z0-9-]+)")
+_TOOL = re.compile(r"TOOL(S2|):([a-z0-9-]+)")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Plan:
     failures_before_success: int = 0  # calls of each job that get 503 first
     retry_after: str = "0"
     distinct: bool = False  # every answer names its job and call, and every call has a usage of its own
+    always_tool: str = ""  # every answer is a call of this tool, where the request offers it
     answer: str = "The race is 310 metres long [1]. It is two metres deep [2]."
     seed: int = 0
 
@@ -170,19 +172,23 @@ class LLMServer:
             headers = {"Retry-After": self.plan.retry_after} if fault in {"429", "503"} else {}
             return web.json_response({"error": error}, status=int(fault), headers=headers)
         usage = dict(zip(("prompt_tokens", "completion_tokens"), call.usage, strict=True))
-        if fault == "wrong-usage":
-            usage["completion_tokens"] = -1
-        if fault == "absurd-usage":
-            usage["completion_tokens"] = 10**30
-        text = f"{call.job_id} call {call.number}" if self.plan.distinct else self.plan.answer
+        usage |= {"wrong-usage": {"completion_tokens": -1}, "absurd-usage": {"completion_tokens": 10**30}}.get(
+            fault or "", {}
+        )
+        text = self._text(call)
+        wanted = self._wanted(call)
         if fault == "whole":
-            choice = {"message": {"content": text}, "finish_reason": "stop"}
+            said: dict[str, object] = {"content": None, "tool_calls": wanted} if wanted else {"content": text}
+            choice = {"message": said, "finish_reason": "tool_calls" if wanted else "stop"}
             return web.json_response({"model": "whole-1", "choices": [choice], "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if fault == "hang":
             await response.write(b": waiting\n\n")
             await asyncio.Event().wait()
+        if wanted and fault is None:
+            await self._stream_calls(response, wanted, usage)
+            return response
         for word in re.findall(r"\S+\s*", text):
             await _event(response, {"model": "test-1", "choices": [{"delta": {"content": word}}]})
             if fault == "cut":
@@ -198,6 +204,48 @@ class LLMServer:
             await _event(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _text(self, call: Call) -> str:
+        messages = call.body["messages"]
+        assert isinstance(messages, list)
+        text = f"{call.job_id} call {call.number}" if self.plan.distinct else self.plan.answer
+        return f"{text} The tool said: {messages[-1]['content']}" if messages[-1]["role"] == "tool" else text
+
+    def _wanted(self, call: Call) -> list[dict[str, object]]:
+        """The calls of tools that it asks for, as a whole completion lists them."""
+        messages = call.body["messages"]
+        assert isinstance(messages, list)
+        marked = _TOOL.search(messages[-1]["content"] or "")
+        name = marked[2] if marked is not None else self.plan.always_tool
+        if not name or not call.body.get("tools"):
+            return []
+        said = [message["content"] for message in messages if message["role"] == "user"]
+        function = {"name": name, "arguments": json.dumps({"query": said[-1][:50]})}
+        count = 2 if marked is not None and marked[1] else 1
+        return [
+            {"id": f"call-{call.job_id}-{call.number}-{n}", "type": "function", "function": function}
+            for n in range(count)
+        ]
+
+    @staticmethod
+    async def _stream_calls(
+        response: web.StreamResponse, wanted: list[dict[str, object]], usage: dict[str, int]
+    ) -> None:
+        """In pieces: a call's name first, then its arguments in two parts."""
+        for index, each in enumerate(wanted):
+            function = each["function"]
+            assert isinstance(function, dict)
+            arguments = function["arguments"]
+            pieces: list[dict[str, object]] = [
+                {"index": index, "id": each["id"], "function": {"name": function["name"], "arguments": ""}},
+                {"index": index, "function": {"arguments": arguments[:7]}},
+                {"index": index, "function": {"arguments": arguments[7:]}},
+            ]
+            for piece in pieces:
+                await _event(response, {"model": "test-1", "choices": [{"delta": {"tool_calls": [piece]}}]})
+        await _event(response, {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
+        await _event(response, {"choices": [], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
 
 
 async def _event(response: web.StreamResponse, payload: dict[str, object]) -> None:

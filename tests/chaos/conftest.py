@@ -1,12 +1,27 @@
 """Fixtures of the scenarios: their broker, shared by all of them, and ports."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
+from connectors.kafka.topics import TopicSpec, create_topics
+from schemas.topics import CATALOGUE, dead_letter_topics
+from tests.chaos.parts import PARTITIONS, Scene
+from tests.headrace_process import PlainClient
+from tests.kafka.apache_kafka import ApacheKafka
 from tests.kafka.conftest import kafka
 
-__all__ = ["free_port", "kafka"]
+__all__ = ["free_port", "kafka", "scene"]
+
+
+@pytest.fixture
+def scene(kafka: ApacheKafka, tmp_path: Path) -> Scene:
+    specs = [TopicSpec(topic.name, PARTITIONS, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
+    report = create_topics(kafka.bootstrap, specs)
+    client = PlainClient(kafka.bootstrap)
+    client.empty(list(report.existing))
+    return Scene(kafka.bootstrap, tmp_path, client)
 
 
 @pytest.fixture

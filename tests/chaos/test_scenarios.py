@@ -1,19 +1,16 @@
 """What a flow does when one of its parts fails as parts do: told by the topics, the ledger and the server's record."""
 
-import json
 import os
 import resource
 import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -26,106 +23,18 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 )
 
 from connectors.kafka.recovery import RecoveryDirectory
-from connectors.kafka.topics import TopicSpec, create_topics, group_lag
+from connectors.kafka.topics import TopicSpec, create_topics
 from connectors.ledger.sql import HEARTBEAT_S, LEASE_S
 from schemas.errors import Fatal
-from schemas.topics import CATALOGUE, dead_letter_topics
+from schemas.topics import dead_letter_topics
 from tests.chaos.harness import ChaosRun, Plan, Victim
-from tests.chaos.parts import Flows, ModelServer, look_up
-from tests.headrace_process import Payload, PlainClient
+from tests.chaos.parts import CAPACITY, DEAD_LETTERS, PARTITIONS, REQUESTS, Flows, ModelServer, Scene
+from tests.headrace_process import Payload
 from tests.kafka.apache_kafka import ApacheKafka
-from tests.kafka.client import committed, read, values, wait_for, write
+from tests.kafka.client import wait_for
 from tests.postgres_server import PostgresServer, missing_server
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]  # deadlines of each wait are shorter, and say what failed
-
-PARTITIONS = 4
-REQUESTS = "requests.submitted"
-RESULTS = "results.completed"
-DEAD_LETTERS = "requests.submitted.dlq"
-CAPACITY = 16  # calls in flight
-
-
-@dataclass
-class Scene:
-    """The topics, emptied, and what a flow needs to know to use them."""
-
-    bootstrap: str
-    directory: Path
-    client: PlainClient
-    prefix: str = field(default_factory=lambda: f"scene-{uuid4().hex[:8]}")
-
-    def flows(self, llm: ModelServer, *, process: str = "a", **variables: str) -> Flows:
-        """An answer flow; `process` names its recovery directory, data and consumer group."""
-        settings = {
-            "HEADRACE_KAFKA_BOOTSTRAP": self.bootstrap,
-            "HEADRACE_DATA_DIR": str(self.directory / process),
-            "HEADRACE_GROUP_PREFIX": self.group_prefix(process),
-            "HEADRACE_LLM_URL": llm.url,
-            "HEADRACE_LLM_MODEL": "test",
-            "HEADRACE_INFER_CAPACITY": str(CAPACITY),
-        }
-        return Flows("answer", **settings | variables)
-
-    def group_prefix(self, process: str = "a") -> str:
-        return f"{self.prefix}-{process}"
-
-    def submit(self, jobs: int, prompt: str = "What is it?") -> list[str]:
-        """Requests that no other test makes; their job ids."""
-        ids = [f"{self.prefix}-{uuid4().hex[:8]}" for _ in range(jobs)]
-        for job_id in ids:
-            self.client.send(REQUESTS, {"job_id": job_id, "kind": "generate", "prompt": prompt}, key=job_id)
-        return ids
-
-    def submit_in_order(self, *requests: Payload | bytes) -> list[int]:
-        """All to one partition; their offsets."""
-        encoded = [item if isinstance(item, bytes) else json.dumps(item).encode() for item in requests]
-        write(self.bootstrap, REQUESTS, encoded, key=b"ordered", partition=0)
-        at = {message.value(): message.offset() for message in read(self.bootstrap, REQUESTS)}
-        return [at[value] or 0 for value in encoded]
-
-    def committed(self, process: str = "a") -> int:
-        """The group's offset in the partition of `submit_in_order`; 0 if there is none."""
-        return committed(self.bootstrap, f"{self.group_prefix(process)}.answer", REQUESTS).get(0, 0)
-
-    def has_no_lag(self, process: str) -> bool:
-        """The process's group is at the end."""
-        return not any(group_lag(self.bootstrap, f"{self.group_prefix(process)}.answer", [REQUESTS]).values())
-
-    def results(self) -> dict[str, set[bytes]]:
-        """The distinct results of each job."""
-        found: dict[str, set[bytes]] = {}
-        for value in values(self.bootstrap, RESULTS):
-            found.setdefault(json.loads(value)["job_id"], set()).add(value)
-        return found
-
-    def ambiguous(self, job_ids: Collection[str], ledger: str | None = None) -> set[str]:
-        """Those of which the ledger says that a call may have been billed in vain; every job must be there."""
-        records = look_up(ledger or str(self.directory / "a" / "ledger.sqlite"), job_ids)
-        return {job_id for job_id in job_ids if records[job_id].ambiguities}
-
-    def letters(self) -> list[Payload]:
-        return [json.loads(value) for value in values(self.bootstrap, DEAD_LETTERS)]
-
-    def wait_for_results(self, job_ids: Collection[str]) -> dict[str, set[bytes]]:
-        """All results, once these jobs have one."""
-        missing = set(job_ids)
-
-        def none_missing(found: list[Payload]) -> bool:
-            missing.discard(str(found[-1]["job_id"]))
-            return not missing
-
-        self.client.read_until(RESULTS, none_missing)
-        return self.results()
-
-
-@pytest.fixture
-def scene(kafka: ApacheKafka, tmp_path: Path) -> Scene:
-    specs = [TopicSpec(topic.name, PARTITIONS, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
-    report = create_topics(kafka.bootstrap, specs)
-    client = PlainClient(kafka.bootstrap)
-    client.empty(list(report.existing))
-    return Scene(kafka.bootstrap, tmp_path, client)
 
 
 def request(job_id: str) -> Payload:

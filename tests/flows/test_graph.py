@@ -14,6 +14,7 @@ STATEFUL_STEPS = {
     "embed": ["check_out", "chunk", "embed", "check_in"],
     "index": ["check_out", "index"],
     "answer": ["dedup", "repeat", "resume", "guard", "retrieve", "budget", "infer"],
+    "search": ["search"],
 }
 """A renamed step would leave its pending work behind in the recovery state: change one only with a drained flow."""
 

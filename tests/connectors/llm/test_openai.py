@@ -1,6 +1,7 @@
 """The OpenAI-compatible connector against a server that fails as real ones do."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.llm.openai import OpenAICompatibleLLM, ServerSentEvents, retry_after_s
-from connectors.llm.port import Completion, Message, Passage, Prompt
+from connectors.llm.port import Completion, Message, OfferedTool, Passage, Prompt, WantedTool
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable
 from tests.llm_server import LLMServer, Plan, serve
 
@@ -138,6 +139,64 @@ def test_tokens_are_estimated_and_marked_so_where_none_are_reported_or_wrong_one
         _, completion = await collect(llm, asking(fault))
         assert completion.usage_estimated
         assert completion.completion_tokens == pytest.approx(len(server.plan.answer) / 4, abs=1)
+
+    with_server(use)
+
+
+SEARCH = OfferedTool("search", "Finds passages.", {"type": "object", "properties": {"query": {"type": "string"}}})
+
+
+def wanting(mark: str) -> Prompt:
+    return replace(PROMPT, messages=(Message("user", f"How long is it? {mark}"),), tools=(SEARCH,))
+
+
+def test_tools_are_offered_as_the_api_has_them_one_call_at_a_time_and_not_at_all_where_there_are_none() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        await collect(llm, PROMPT)
+        await collect(llm, replace(PROMPT, tools=(SEARCH,)))
+        without, with_tools = (call.body for call in server.calls)
+        assert without.keys().isdisjoint({"tools", "parallel_tool_calls"})
+        function = {"name": "search", "description": "Finds passages.", "parameters": dict(SEARCH.parameters)}
+        assert with_tools["tools"] == [{"type": "function", "function": function}]
+        assert with_tools["parallel_tool_calls"] is False
+
+    with_server(use)
+
+
+@pytest.mark.parametrize(
+    "mark", ["TOOL:search", "TOOLS2:search", "TOOL:search FAULT:whole", "TOOLS2:search FAULT:whole"]
+)
+def test_the_first_call_of_a_tool_is_put_together_from_its_pieces_and_its_tokens_are_counted(mark: str) -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        del server
+        _, completion = await collect(llm, wanting(mark))
+        assert completion.wants is not None
+        assert completion.wants.name == "search"
+        assert completion.wants.call_id.endswith("-0")
+        assert json.loads(completion.wants.arguments)["query"].startswith("How long")
+        assert completion.finish_reason == "tool"
+        assert (completion.prompt_tokens, completion.completion_tokens) == (11, 7)
+
+    with_server(use)
+
+
+def test_a_conversation_with_a_call_and_its_answer_is_sent_as_the_api_has_it_and_goes_on() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        wanted = WantedTool("c-1", "search", '{"query": "x"}')
+        turns = (
+            Message("user", "How long?"),
+            Message("assistant", "", wanted),
+            Message("tool", "310 m", answers="c-1"),
+        )
+        _, completion = await collect(llm, replace(PROMPT, messages=turns, tools=(SEARCH,)))
+        assert "310 m" in completion.text
+        assert completion.wants is None
+        messages = server.calls[0].body["messages"]
+        assert isinstance(messages, list)
+        function = {"name": "search", "arguments": '{"query": "x"}'}
+        call = {"id": "c-1", "type": "function", "function": function}
+        assert messages[-2] == {"role": "assistant", "content": "", "tool_calls": [call]}
+        assert messages[-1] == {"role": "tool", "content": "310 m", "tool_call_id": "c-1"}
 
     with_server(use)
 
