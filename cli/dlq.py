@@ -269,7 +269,8 @@ def _dumped(fields: object) -> str:
     return json.dumps(fields, default=lambda moment: moment.isoformat())
 
 
-def _terminal_columns() -> int:
+def terminal_columns() -> int:
+    """How wide lines may be; without a terminal, as wide as a wide one."""
     return shutil.get_terminal_size((_NO_TERMINAL_COLUMNS, 24)).columns
 
 
@@ -297,7 +298,7 @@ def _table(found: Listing, *, include_redriven: bool) -> Iterator[str]:
         state = ("STATE",) if include_redriven else ()
         rows = [("ID", "FAILED AT (UTC)", "TOPIC", "STEP", "CLASS", "TRIES", "TENANT", "JOB", *state, "MESSAGE")]
         rows += [_row(letter, include_redriven=include_redriven) for letter in found.letters]
-        yield from columns(rows, width=_terminal_columns())
+        yield from columns(rows, width=terminal_columns())
         yield ""
         shown = "" if len(found.letters) == found.total else f"; these are the newest {len(found.letters)} (--limit)"
         yield f"{found.total} {kind}dead letter{'s' * (found.total != 1)}: {_counts(found.by_class)}{shown}"

@@ -21,6 +21,7 @@ COMMANDS = {
     "submit": "cli.submit:submit",
     "topics": "cli.topics:topics",
     "up": "cli.up:up",
+    "usage": "cli.usage:usage",
 }
 
 

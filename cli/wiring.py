@@ -29,7 +29,7 @@ from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
 from connectors.vector_index.port import VectorIndex
-from flows import answer, embed, extract, index, ingest, search
+from flows import answer, embed, extract, index, ingest, search, usage
 from operators.account import Prices
 from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
@@ -42,7 +42,7 @@ from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
 from schemas.topics import topic_of
 
-FLOWS = ("ingest", "extract", "embed", "index", "answer", "search")
+FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage")
 
 
 class KafkaTopics:
@@ -188,7 +188,9 @@ class Connectors:
         self.close()
 
 
-def build(name: str, runtime: Runtime, connectors: Connectors, settings: Settings) -> Dataflow:
+def build(  # noqa: PLR0911  # one return per flow
+    name: str, runtime: Runtime, connectors: Connectors, settings: Settings
+) -> Dataflow:
     """The flow of that name. Only the connectors that it uses are touched."""
     extraction = ExtractPolicy(max_document_bytes=settings.max_document_bytes)
     chunking = ChunkPolicy(size_tokens=settings.chunk_tokens, overlap_tokens=settings.chunk_overlap_tokens)
@@ -205,6 +207,8 @@ def build(name: str, runtime: Runtime, connectors: Connectors, settings: Setting
             return embed.build(runtime, at.store, at.embedder, chunking)
         case "index":
             return index.build(runtime, at.store, at.vectors)
+        case "usage":
+            return usage.build(runtime)
         case "search":
             return search.build(runtime, at.embedder, at.vectors)
         case "answer":

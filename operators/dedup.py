@@ -149,3 +149,14 @@ def dedup(
 
 def _keyed(item: tuple[bool, str, Envelope[X]]) -> tuple[str, Envelope[X]]:
     return item[1], item[2]
+
+
+@operator
+def once(
+    step_id: str,
+    up: KeyedStream[Envelope[X]],
+    identity: Callable[[Envelope[X]], str],
+    policy: DedupPolicy,
+) -> KeyedStream[Envelope[X]]:
+    """What is new of the messages; repeats go nowhere, so they must say nothing that the first has not said."""
+    return dedup("dedup", op.map("identify", up, lambda keyed: (identity(keyed[1]), keyed[1])), identity, policy).fresh

@@ -15,6 +15,7 @@ STATEFUL_STEPS = {
     "index": ["check_out", "index"],
     "answer": ["dedup", "repeat", "resume", "guard", "retrieve", "budget", "infer"],
     "search": ["search"],
+    "usage": ["once.dedup", "windows"],
 }
 """A renamed step would leave its pending work behind in the recovery state: change one only with a drained flow."""
 
@@ -53,4 +54,4 @@ def test_the_graph_shows_the_operators_of_the_flow_file(flow: Dataflow) -> None:
     mermaid = to_mermaid(flow)
     assert mermaid.startswith("flowchart TD")
     for name in STATEFUL_STEPS[flow.flow_id]:
-        assert f"{flow.flow_id}.{name}" in mermaid
+        assert f"{flow.flow_id}.{name.split('.')[0]}" in mermaid
