@@ -15,7 +15,7 @@ from schemas.budgets import BudgetChanged, WindowLimit
 from schemas.event import Event
 from schemas.reviews import ReviewDecided
 from tests.chaos.parts import REQUESTS, ModelServer, Scene
-from tests.headrace_process import Payload
+from tests.headrace_process import Payload, headrace
 from tests.kafka.client import values, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -160,13 +160,24 @@ def test_what_a_guard_stopped_goes_on_once_when_approved_and_ends_when_rejected(
         wait_for("both reviews", lambda: len(on(scene, "reviews.requested")) == 2)
         reviews = {str(each["job_id"]): each for each in on(scene, "reviews.requested")}
         assert llm.calls() == {}
-        for job_id, decision in ((approved, "approve"), (rejected, "reject"), (approved, "approve")):
-            decide(scene, reviews[job_id], decision)
+        listed = by_a_person(scene, "list")
+        assert "2 open" in listed
+        assert "depth 4/3" in listed
+        shown = by_a_person(scene, "show", str(reviews[approved]["review_id"])[:8], "--prompt")
+        assert f"depth 0  {approved}-root" in shown
+        assert "user: What is it?" in shown
+        for job_id, decision in ((approved, "approve"), (rejected, "reject")):
+            by_a_person(scene, decision, str(reviews[job_id]["review_id"])[:8], "--note", "enough", "--reviewer", "ann")
+        again = headrace("reviews", "approve", str(reviews[approved]["review_id"]), "--bootstrap", scene.bootstrap)
+        assert (again.returncode, again.stdout) == (1, "")
+        assert "is approved already" in again.stderr
+        decide(scene, reviews[approved], "approve")  # as a client that does not look first
         scene.wait_for_results([approved])
         (letter,) = wait_for("the rejection", scene.letters)
         wait_for("the second decision", lambda: flows.logged("decision ignored: the job does not wait for it"))
         assert flows.terminate() == 0
         assert {job_id: len(calls) for job_id, calls in llm.calls().items()} == {approved: 1}
+    assert "nothing waits" in by_a_person(scene, "list")
     review = reviews[approved]
     assert (review["limit"], review["value"], review["allowed"]) == ("depth", 4, 3)
     assert [each["job_id"] for each in review["ancestors"]] == [f"{approved}-root", f"{approved}-parent"]  # type: ignore[attr-defined]
@@ -174,6 +185,13 @@ def test_what_a_guard_stopped_goes_on_once_when_approved_and_ends_when_rejected(
     assert "rejected by ann: enough" in str(letter["message"])
     assert "awaiting_review" in states(scene, approved)
     assert states(scene, approved)[-1] == "completed"
+
+
+def by_a_person(scene: Scene, *arguments: str) -> str:
+    """`headrace reviews`: what it prints."""
+    done = headrace("reviews", *arguments, "--bootstrap", scene.bootstrap)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def decide(scene: Scene, review: Mapping[str, object], decision: str) -> None:
