@@ -5,6 +5,7 @@ import click
 from cli.main import LazyGroup
 
 BENCHMARKS = {
+    "admission": "benchmarks.admission:admission",
     "chaos": "benchmarks.chaos:chaos",
     "dedup": "benchmarks.dedup:dedup_bench",
     "offload": "benchmarks.offload:offload",

@@ -14,7 +14,7 @@ window over its limit, in whatever order requests, settlements, repeats, changes
 Pure: no bytewax, no clock of its own. Money is counted in 10^-12 of the currency, so that sums are exact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import floor
@@ -99,6 +99,26 @@ class Over:
         )
 
 
+class _Limit:
+    """One window of a budget in plain numbers, and what is used in it: asked for with every request."""
+
+    def __init__(self, window: WindowLimit) -> None:
+        self.window = window
+        self.fixed = window.kind == "fixed"
+        self.seconds = window.seconds
+        self.resolution = resolution_s(window.seconds)
+        self.most = (window.tokens, None if window.money is None else int(window.money * MONEY_UNITS))
+        self.first: int | None = None  # bucket, to which the sums below belong
+        self.tokens = 0
+        self.money = 0
+
+    def first_at(self, now: float) -> int:
+        """The first bucket of the window that is open now."""
+        if self.fixed:
+            return int(now // self.seconds) * self.seconds // self.resolution
+        return floor((now - self.seconds) / self.resolution)
+
+
 class Account:
     """See the module's docstring. `now` and all times: Unix seconds."""
 
@@ -109,7 +129,7 @@ class Account:
         self._reserved: dict[str, tuple[int, int, float]] = {}  # tokens, money, since when
         self._reserved_sum = (0, 0)
         self._settled = Generations(SETTLED, now)
-        self._sums: dict[WindowLimit, tuple[int, int, int]] = {}  # first bucket, tokens, money: a memory of `_sum`
+        self._limits = [_Limit(window) for window in budget.windows]
 
     @property
     def budget(self) -> Budget:
@@ -119,7 +139,7 @@ class Account:
     @budget.setter
     def budget(self, budget: Budget) -> None:
         self._budget = budget
-        self._sums = {}
+        self._limits = [_Limit(window) for window in budget.windows]
 
     def clock(self, now: float) -> float:
         """Let time pass; what the account takes for now."""
@@ -167,46 +187,44 @@ class Account:
             if len(buckets) > kept:
                 for old in [each for each in buckets if each < oldest]:
                     del buckets[old]
-        for window, (first, tokens, money) in self._sums.items():
-            if floor(at / resolution_s(window.seconds)) >= first:
-                self._sums[window] = (first, tokens + cost.tokens, money + cost.money)
+        for limit in self._limits:
+            if limit.first is not None and floor(at / limit.resolution) >= limit.first:
+                limit.tokens += cost.tokens
+                limit.money += cost.money
 
     def used(self, window: WindowLimit) -> tuple[int, int]:
         """Tokens and money within the window that is open now."""
-        resolution = resolution_s(window.seconds)
-        if window.kind == "fixed":
-            first = floor(self._now / window.seconds) * window.seconds // resolution
-        else:
-            first = floor((self._now - window.seconds) / resolution)
-        known = self._sums.get(window)
-        if known is None or known[0] != first:
-            entries = [entry for bucket, entry in self._buckets(resolution).items() if bucket >= first]
-            known = (first, sum(tokens for tokens, _ in entries), sum(money for _, money in entries))
-            self._sums[window] = known
-        return known[1], known[2]
+        limit = _Limit(window)
+        self._sum(limit)
+        return limit.tokens, limit.money
+
+    def _sum(self, limit: _Limit) -> None:
+        """Make the sums those of the window that is open now."""
+        first = limit.first_at(self._now)
+        if first != limit.first:
+            entries = [entry for bucket, entry in self._buckets(limit.resolution).items() if bucket >= first]
+            limit.first = first
+            limit.tokens, limit.money = sum(entry[0] for entry in entries), sum(entry[1] for entry in entries)
 
     def _buckets(self, resolution: int) -> dict[int, tuple[int, int]]:
         return next(buckets for (each, _), buckets in zip(_KEPT, self._used, strict=True) if each == resolution)
 
     def _over(self, cost: Cost) -> Over | None:
         worst: Over | None = None
-        for window in self._budget.windows:
-            for over in self._violations(window, cost):
-                if worst is None or not over.ever or (worst.ever and (over.resume_at or 0) > (worst.resume_at or 0)):
-                    worst = over
+        reserved_tokens, reserved_money = self._reserved_sum
+        for limit in self._limits:
+            self._sum(limit)
+            for index, (used, reserved, asked) in enumerate(
+                ((limit.tokens, reserved_tokens, cost.tokens), (limit.money, reserved_money, cost.money))
+            ):
+                most = limit.most[index]
+                if most is not None and used + reserved + asked > most:
+                    resume_at = None if used + asked <= most else self._room_at(limit.window, index, most - asked)
+                    unit = "tokens" if index == 0 else "money"
+                    over = Over(limit.window, unit, used, reserved, asked, most, resume_at, ever=asked <= most)
+                    if worst is None or not over.ever or (worst.ever and (resume_at or 0) > (worst.resume_at or 0)):
+                        worst = over
         return worst
-
-    def _violations(self, window: WindowLimit, cost: Cost) -> Iterator[Over]:
-        used = self.used(window)
-        limits = (window.tokens, None if window.money is None else int(window.money * MONEY_UNITS))
-        for index, (unit, limit, asked) in enumerate(
-            zip(("tokens", "money"), limits, (cost.tokens, cost.money), strict=True)
-        ):
-            if limit is not None and used[index] + self._reserved_sum[index] + asked > limit:
-                resume_at = None if used[index] + asked <= limit else self._room_at(window, index, limit - asked)
-                yield Over(
-                    window, unit, used[index], self._reserved_sum[index], asked, limit, resume_at, ever=asked <= limit
-                )
 
     def _room_at(self, window: WindowLimit, index: int, most: int) -> float | None:
         """When no more than `most` of what is used now counts in the window."""

@@ -13,7 +13,7 @@ ones than `max_deferred`; a budget in money where no prices are known (the forme
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -28,11 +28,10 @@ from connectors.kafka.record import OutgoingRecord
 from operators.account import Account, AccountSnapshot, Cost, Over, Prices
 from operators.envelope import Envelope
 from operators.offload import DeadlineExceeded
-from operators.outcome import Outcome, bury, flow_step, split
+from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
-from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, GaveUp, Poison, Refused
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
@@ -240,8 +239,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._resume_at = None
 
     def _admitted(self, deferred: _Deferred[X]) -> tuple[str, object]:
-        envelope = deferred.envelope
-        return deferred.key, replace(envelope, job=replace(envelope.job, admission_id=deferred.admission_id))
+        return deferred.key, deferred.envelope.admitted(deferred.admission_id)
 
     def _rejected(self, deferred: _Deferred[X], over: Over) -> tuple[str, object]:
         if not over.ever:
@@ -323,11 +321,9 @@ def budget(
     def status(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None
 
-    def judged(item: object) -> Envelope[X] | DeadLetter | None:
-        return item if isinstance(item, Envelope | DeadLetter) else None
-
     merged = op.merge("all", cast("_Keyed", up), cast("_Keyed", used), cast("_Keyed", changed))
     tenants = op.key_on("tenant", merged, _tenant)
     accounted = op.key_rm("accounted", op.stateful_batch("work", tenants, lambda resume: _tenant_of(step, resume)))
-    op.output("statuses", op.filter_map_value("status", accounted, status), runtime.topics.sink())
-    return split(op.filter_map_value("judged", accounted, judged))
+    outcome, said = sort_out(accounted)
+    op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
+    return outcome

@@ -39,10 +39,16 @@ class Envelope(Generic[X]):
         """The same job with another body."""
         return cast("Envelope[Y]", replace(self, body=body))  # type: ignore[arg-type]  # replace() cannot change X to Y
 
+    def admitted(self, admission_id: str) -> "Envelope[X]":
+        """The same under an admission. Spelled out: replace() takes three times as long, and every request comes by."""
+        job = self.job
+        admitted = Job(job.job_id, job.tenant, job.document_id, job.deadline, job.depth, job.root, admission_id)
+        return Envelope(admitted, self.body, self.record, self.received_at)
+
 
 def job_of(event: JobEvent) -> Job:
     """The job that an event names."""
-    document_id: str | None = getattr(event, "document_id", None)
     if isinstance(event, RequestSubmitted):
-        return Job(event.job_id, event.tenant, document_id, event.deadline, event.depth, event.root)
+        return Job(event.job_id, event.tenant, None, event.deadline_at, event.depth, event.root)
+    document_id: str | None = getattr(event, "document_id", None)
     return Job(event.job_id, event.tenant, document_id, event.deadline)

@@ -27,10 +27,10 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.kafka.record import OutgoingRecord
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope
-from operators.outcome import Outcome, bury, flow_step, split
+from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
-from schemas.dead_letter import DeadLetter, redrives
+from schemas.dead_letter import redrives
 from schemas.errors import Fatal, GaveUp, Poison
 from schemas.event import derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
@@ -373,15 +373,12 @@ def guard(
     def event(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=name) if isinstance(item, StatusChanged | ReviewRequested) else None
 
-    def judged(item: object) -> Envelope[RequestSubmitted] | DeadLetter | None:
-        return item if isinstance(item, Envelope | DeadLetter) else None
-
     parted = op.branch("plain", up, lambda keyed: is_plain(keyed[1].body, policy))
     merged = op.merge("all", cast("_Keyed", parted.falses), cast("_Keyed", used), cast("_Keyed", decided))
     buckets = op.key_on("bucket", merged, _bucket)
     checked = op.key_rm(
         "checked", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, resume))
     )
-    op.output("events", op.filter_map_value("event", checked, event), runtime.topics.sink())
-    outcome: Outcome[RequestSubmitted] = split(op.filter_map_value("judged", checked, judged))
+    outcome, said = sort_out(checked)
+    op.output("events", op.filter_map_value("event", said, event), runtime.topics.sink())
     return Outcome(op.merge("passed", parted.trues, outcome.oks), outcome.errs)

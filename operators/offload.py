@@ -50,7 +50,7 @@ from connectors.circuit import Circuit, Permit
 from connectors.kafka.record import OutgoingRecord
 from operators.envelope import Envelope, Job
 from operators.fair_slots import FairSlots
-from operators.outcome import Outcome, bury, flow_step, split
+from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
@@ -546,10 +546,8 @@ def offload(
     def status(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None
 
-    def settled(item: object) -> Envelope[Y] | DeadLetter | None:
-        return item if isinstance(item, Envelope | DeadLetter) else None
-
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))
-    op.output("statuses", op.filter_map_value("status", worked, status), runtime.topics.sink())
-    return split(op.filter_map_value("settled", worked, settled))
+    outcome, said = sort_out(worked)
+    op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
+    return outcome

@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import bytewax.operators as op
 import structlog
@@ -85,17 +85,27 @@ def flow_step(step_id: str) -> str:
     return ".".join(step_id.split(".")[:2])
 
 
-def _envelope(item: Envelope[Y] | DeadLetter) -> Envelope[Y] | None:
-    return None if isinstance(item, DeadLetter) else item
+def _is_envelope(keyed: tuple[str, object]) -> bool:
+    return isinstance(keyed[1], Envelope)
 
 
-def _dead_letter(item: Envelope[Y] | DeadLetter) -> DeadLetter | None:
+def _dead_letter(item: object) -> DeadLetter | None:
     return item if isinstance(item, DeadLetter) else None
 
 
 def split(ran: KeyedStream[Envelope[Y] | DeadLetter]) -> Outcome[Y]:
     """Part what worked from what did not."""
-    return Outcome(op.filter_map_value("oks", ran, _envelope), op.filter_map_value("errs", ran, _dead_letter))
+    return sort_out(cast("KeyedStream[object]", ran))[0]
+
+
+def sort_out(ran: KeyedStream[object]) -> tuple[Outcome[Any], KeyedStream[object]]:
+    """Part what worked from what did not; and everything that is no envelope, such as statuses, once more.
+
+    By one predicate, since nearly all are envelopes, and each further look at every item costs a microsecond.
+    """
+    parted = op.branch("ok", ran, _is_envelope)
+    oks = cast("KeyedStream[Envelope[Any]]", parted.trues)
+    return Outcome(oks, op.filter_map_value("errs", parted.falses, _dead_letter)), parted.falses
 
 
 @operator

@@ -24,10 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.kafka.record import OutgoingRecord
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope, job_of
-from operators.outcome import Outcome, bury, flow_step, split
+from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
-from schemas.dead_letter import DeadLetter, redrives
+from schemas.dead_letter import redrives
 from schemas.errors import Fatal, Poison
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
@@ -199,11 +199,9 @@ def resume(
     def status(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=name) if isinstance(item, StatusChanged) else None
 
-    def settled(item: object) -> Envelope[RequestSubmitted] | DeadLetter | None:
-        return item if isinstance(item, Envelope | DeadLetter) else None
-
     merged = op.merge("all", cast("_Keyed", asked), cast("_Keyed", answered))
     buckets = op.key_on("bucket", merged, lambda keyed: f"{crc32(keyed[1].job.job_id.encode()) % BUCKETS:02x}")
     joined = op.key_rm("joined", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, clock, resume)))
-    op.output("statuses", op.filter_map_value("status", joined, status), runtime.topics.sink())
-    return split(op.filter_map_value("settled", joined, settled))
+    outcome, said = sort_out(joined)
+    op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
+    return outcome

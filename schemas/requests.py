@@ -107,8 +107,8 @@ class RequestSubmitted(JobEvent):
     def _one_prompt_of_bounded_size(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("exactly one of prompt and messages is needed")
-        if self.turns[-1].role not in {"user", "tool"}:
-            raise ValueError(f"the last message must be the user's or a tool's, not the {self.turns[-1].role}'s")
+        if self.messages is not None and self.messages[-1].role not in {"user", "tool"}:
+            raise ValueError(f"the last message must be the user's or a tool's, not the {self.messages[-1].role}'s")
         size = self.prompt_chars
         if size > PROMPT_MAX_CHARS:
             raise ValueError(f"the prompt has {size} characters; the limit is {PROMPT_MAX_CHARS}")
@@ -124,6 +124,8 @@ class RequestSubmitted(JobEvent):
     @property
     def prompt_chars(self) -> int:
         """Size of all turns together, in characters."""
+        if self.prompt is not None:
+            return len(self.prompt)
         return sum(len(turn.content) + (len(turn.tool_call.arguments) if turn.tool_call else 0) for turn in self.turns)
 
     @property

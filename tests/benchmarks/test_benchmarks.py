@@ -12,6 +12,7 @@ from tests.headrace_process import headrace
     ("arguments", "figures"),
     [
         (("dedup", "--ids", "2000"), {"rss_mb", "restore_s"}),
+        (("admission", "--events", "2000", "--rounds", "1"), {"events_s_core", "bare_events_s_core", "ratio_to_bare"}),
         (
             ("offload", "--calls", "20", "--capacity", "20", "--mixed-s", "0.1", "0.5"),
             {"ratio_to_ideal", "ratio_to_ideal_mixed", "cpu_ms_per_call"},
