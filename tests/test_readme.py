@@ -33,7 +33,8 @@ def test_the_flow_is_the_flow_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench )?[a-z]+)", README)))
+    "command",
+    sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench |reviews )?[a-z]+)", README))),
 )
 def test_every_command_named_exists(command: str) -> None:
     if command.split(maxsplit=1)[0] in {
@@ -47,6 +48,8 @@ def test_every_command_named_exists(command: str) -> None:
         "dlq",
         "jobs",
         "bench",
+        "reviews",
+        "usage",
     }:
         assert headrace(*command.split(), "--help").returncode == 0
 

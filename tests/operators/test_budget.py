@@ -1,0 +1,196 @@
+"""Budgets in a flow: who is let through, held back or rejected, and what bad input does."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import run_main
+from prometheus_client import REGISTRY
+
+from connectors.kafka.port import Topics
+from connectors.kafka.record import Record
+from operators.account import Cost, Prices
+from operators.budget import BudgetPolicy, Charge, budget
+from operators.dead_letter import dead_letter
+from operators.decode import consume
+from operators.produce import produce
+from operators.runtime import Runtime
+from schemas.budgets import Budget, BudgetChanged, WindowLimit
+from schemas.event import Event
+from schemas.requests import RequestSubmitted
+from schemas.usage import TokensUsed
+from tests.memory_topics import MemoryTopics, record
+
+MakeRuntime = Callable[[Topics], Runtime]
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = 86_400
+
+
+def request(job_id: str, *, tokens: int = 100, tenant: str = "acme", **fields: Any) -> RequestSubmitted:
+    return RequestSubmitted(job_id=job_id, tenant=tenant, prompt="Why?", max_tokens=tokens, **fields)
+
+
+def limited(tokens: int, policy: str = "reject", *, max_deferred: int = 1000, seconds: int = DAY) -> Budget:
+    windows = (WindowLimit(seconds=seconds, tokens=tokens),)
+    return Budget.model_validate({"windows": windows, "policy": policy, "max_deferred": max_deferred})
+
+
+def run(
+    runtime_on: MakeRuntime,
+    *events: Event | Record,
+    default: Budget = Budget(),  # noqa: B008  # frozen
+    initial: Mapping[str, BudgetChanged] | None = None,
+    prices: Prices = Prices({}),  # noqa: B008  # same
+    clock: Callable[[], datetime] = lambda: T0,
+) -> MemoryTopics:
+    entries = [each if isinstance(each, Record) else record(each, offset=n) for n, each in enumerate(events)]
+    topics = MemoryTopics(entries)
+    runtime = runtime_on(topics)
+    flow = Dataflow("test")
+    asked = consume("asked", flow, RequestSubmitted, runtime)
+    used = consume("used", flow, TokensUsed, runtime)
+    changed = consume("changed", flow, BudgetChanged, runtime)
+    charge = Charge(
+        RequestSubmitted,
+        lambda body: Cost(body.max_tokens, prices.money(None, 0, body.max_tokens)),
+        lambda envelope: envelope.job.job_id,
+    )
+    policy = BudgetPolicy(default, prices, initial or {})
+    afforded = budget("budget", asked.oks, used.oks, changed.oks, charge, policy, runtime, clock)
+    produce("passed", afforded.oks, RequestSubmitted, runtime)
+    dead_letter("dlq", asked.errs, used.errs, changed.errs, afforded.errs, runtime=runtime)
+    run_main(flow)
+    return topics
+
+
+def passed(topics: MemoryTopics) -> list[object]:
+    return [each["job_id"] for each in topics.on("requests.submitted")]
+
+
+def test_a_tenant_without_a_budget_has_the_default_and_each_tenant_its_own_account(runtime_on: MakeRuntime) -> None:
+    asked = [request(f"{tenant}{n}", tenant=tenant) for n in range(3) for tenant in ("a", "b")]
+    assert passed(run(runtime_on, *asked, default=limited(200))) == ["a0", "b0", "a1", "b1"]
+
+
+def test_no_request_comes_before_the_budget_that_was_known_at_the_start(runtime_on: MakeRuntime) -> None:
+    changed = BudgetChanged(job_id="b", tenant="acme", windows=(WindowLimit(seconds=DAY, tokens=150),))
+    assert passed(run(runtime_on, request("a"), request("b"), initial={"acme": changed})) == ["a"]
+
+
+def test_a_rejection_says_what_is_used_and_when_to_come_back_and_frees_nothing(runtime_on: MakeRuntime) -> None:
+    topics = run(runtime_on, request("a"), request("b"), default=limited(150))
+    (letter,) = topics.dead_letters()
+    assert (letter.job_id, letter.error_type, letter.retryable) == ("b", "OverBudget", True)
+    assert "of the 150 of its tenant's fixed window of 86,400 s, 0 are used and 100 reserved" in letter.message
+    assert "send it again when calls in flight have ended" in letter.message
+    assert topics.on("usage.tokens") == []
+
+
+def test_more_than_the_whole_budget_is_poison(runtime_on: MakeRuntime) -> None:
+    (letter,) = run(runtime_on, request("a", tokens=151), default=limited(150, "defer")).dead_letters()
+    assert (letter.error_type, letter.retryable) == ("NeverAffordable", False)
+
+
+def test_what_is_held_back_goes_on_in_order_once_there_is_room(runtime_on: MakeRuntime) -> None:
+    class Clock:
+        """A day later from the seventh look on."""
+
+        looks = 0
+
+        def __call__(self) -> datetime:
+            self.looks += 1
+            return T0 if self.looks < 7 else T0 + timedelta(days=1)
+
+    settled = TokensUsed(job_id="a", tenant="acme", admission_id="a", root_job_id="a", model="m", prompt_tokens=100)
+    settled = settled.model_copy(update={"used_at": T0})
+    topics = run(
+        runtime_on,
+        settled,
+        *(request(name, tokens=60) for name in "bcde"),
+        default=limited(150, "defer"),
+        clock=Clock(),
+    )
+    held = [status for status in topics.statuses() if status.state == "deferred"]
+    assert held
+    assert all(status.detail and status.detail.startswith("held back: ") for status in held)
+    assert passed(topics) == sorted(passed(topics), key=str)
+    assert topics.dead_letters() == []
+
+
+def test_no_more_than_max_deferred_are_held_back_and_none_beyond_its_deadline(runtime_on: MakeRuntime) -> None:
+    hopeless = request("late", deadline_at=T0 + timedelta(hours=1))
+    settled = TokensUsed(
+        job_id="a", tenant="acme", admission_id="a", root_job_id="a", model="m", prompt_tokens=150, used_at=T0
+    )
+    topics = run(
+        runtime_on,
+        settled,
+        hopeless,
+        *(request(f"{n}") for n in range(4)),
+        default=limited(150, "defer", max_deferred=2),
+    )
+    messages = {letter.job_id: letter.message for letter in topics.dead_letters()}
+    if "late" in messages:  # topics are read side by side: it may have come before the settlement
+        assert "deadline comes before there is room" in messages["late"]
+    assert any("requests are held back already" in message for message in messages.values())
+
+
+def test_alert_lets_everything_through_and_says_so(runtime_on: MakeRuntime) -> None:
+    topics = run(runtime_on, request("a"), request("b"), default=limited(150, "alert"))
+    assert passed(topics) == ["a", "b"]
+    (status,) = topics.statuses()
+    assert status.job_id == "b"
+    assert "over budget, and let through" in (status.detail or "")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"tenant": "acme", "windows": [{"seconds": 60, "tokens": -5}]}',
+        b'{"tenant": "acme", "windows": [{"seconds": 0, "tokens": 5}]}',
+        b'{"tenant": "acme", "windows": [{"seconds": 121, "tokens": 5}]}',
+        b'{"tenant": "acme", "windows": [{"seconds": 60, "tokens": 1e30}]}',
+        b'{"tenant": "acme", "windows": [{"seconds": 60}]}',
+        b'{"tenant": "acme", "windows": [{"seconds": 60, "money": "0.5"}]}',
+        b'{"tenant": "acme", "windows": [{"seconds": 60, "token": 5}]}',
+        b'{"tenant": "acme", "windows": "none"}',
+    ],
+)
+def test_an_absurd_budget_is_refused_with_an_error_event_and_the_old_one_stays(
+    runtime_on: MakeRuntime, bad: bytes
+) -> None:
+    topics = run(runtime_on, record(bad, topic="budgets.config", key=b"acme"), request("a"), default=limited(150))
+    (letter,) = topics.dead_letters()
+    assert letter.topic == "budgets.config"
+    assert not letter.ends_job
+    assert passed(topics) == ["a"]
+
+
+def test_a_tombstone_takes_the_tenant_back_to_the_default(runtime_on: MakeRuntime) -> None:
+    poor = BudgetChanged(job_id="b", tenant="acme", windows=(WindowLimit(seconds=60, tokens=1),))
+    tombstone = record(b"", topic="budgets.config", key=b"acme")
+    topics = run(runtime_on, tombstone, request("a"), initial={"acme": poor})
+    assert topics.on("budgets.config.dlq") == []
+    assert passed(run(runtime_on, request("a"), initial={"acme": poor})) == []
+
+
+def test_money_is_limited_by_the_price_table(runtime_on: MakeRuntime) -> None:
+    prices = Prices({"*": (Decimal(1), Decimal(10))})
+    budget_in_money = Budget(windows=(WindowLimit(seconds=DAY, money=Decimal("0.0015")),))
+    topics = run(runtime_on, request("a"), request("b"), default=budget_in_money, prices=prices)
+    assert passed(topics) == ["a"]
+    assert "0.001 money" in topics.dead_letters()[0].message
+
+
+def test_usage_of_an_unknown_job_is_counted_and_flagged(runtime_on: MakeRuntime) -> None:
+    def flagged() -> float:
+        return REGISTRY.get_sample_value("headrace_usage_unreserved_total", {"tenant": "stranger"}) or 0.0
+
+    before = flagged()
+    used = TokensUsed(job_id="x", tenant="stranger", admission_id="x", root_job_id="x", model="m", prompt_tokens=1)
+    topics = run(runtime_on, used)
+    assert flagged() == before + 1
+    assert topics.dead_letters() == []

@@ -1,0 +1,150 @@
+"""Guards: what one root job may set off, and what a person can do about it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import run_main
+
+from connectors.kafka.port import Topics
+from operators.dead_letter import dead_letter
+from operators.decode import consume
+from operators.guard import GuardPolicy, Root, guard, is_plain
+from operators.produce import produce
+from operators.runtime import Runtime
+from schemas.requests import RequestSubmitted, Tool
+from schemas.reviews import ReviewDecided, ReviewRequested
+from schemas.usage import TokensUsed
+from tests.memory_topics import MemoryTopics, record
+
+MakeRuntime = Callable[[Topics], Runtime]
+POLICY = GuardPolicy(
+    max_depth=3, max_age_s=100, max_jobs=4, max_tokens=1000, max_repeats=2, max_prompt_chars=50, review_s=60.0
+)
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def child(number: int, **fields: Any) -> RequestSubmitted:
+    least = {
+        "job_id": f"c{number}",
+        "parent_job_id": "root",
+        "root_job_id": "root",
+        "depth": 1,
+        "prompt": f"Why {number}?",
+    }
+    return RequestSubmitted.model_validate(least | fields)
+
+
+def root_after(*requests: RequestSubmitted) -> Root:
+    root = Root(0.0, 0.0)
+    for request in requests:
+        assert root.exceeded(request, POLICY, 0.0) is None
+        root.add(request, 0.0)
+    return root
+
+
+def test_each_limit_stops_the_first_request_beyond_it_and_none_before() -> None:
+    root = root_after(*(child(n) for n in range(4)))
+    assert root.exceeded(child(4), POLICY, 0.0) == ("jobs", 5, 4)
+    assert root.exceeded(child(0, depth=2), POLICY, 0.0) is None
+    assert root.exceeded(child(0, depth=3), POLICY, 0.0) == ("depth", 4, 3)
+    assert root.exceeded(child(0, prompt="x" * 51), POLICY, 0.0) == ("prompt_size", 51, 50)
+    assert root.exceeded(child(0), POLICY, 101.0) == ("age", 101, 100)
+    root.tokens = 1000
+    assert root.exceeded(child(0), POLICY, 0.0) is None
+    root.tokens = 1001
+    assert root.exceeded(child(0), POLICY, 0.0) == ("tokens", 1001, 1000)
+
+
+def test_the_same_words_again_under_one_root_are_a_repeat_and_a_replay_of_the_same_job_is_none() -> None:
+    root = root_after(child(0, prompt="Why?"), child(1, prompt="Why?"), child(1, prompt="Why?"))
+    assert root.exceeded(child(2, prompt="Why?"), POLICY, 0.0) == ("repeats", 3, 2)
+    assert root.exceeded(child(2, prompt="Why not?"), POLICY, 0.0) is None
+
+
+def test_ancestors_are_told_from_the_root_down_even_if_ids_run_in_a_circle() -> None:
+    root = root_after(child(1), child(2, parent_job_id="c1", depth=2))
+    asked = child(3, parent_job_id="c2", depth=2)
+    assert [(each.job_id, each.depth) for each in root.ancestors(asked)] == [("root", 0), ("c1", 1), ("c2", 2)]
+    circular = root_after(child(1, parent_job_id="c2"), child(2, parent_job_id="c1"))
+    assert {each.job_id for each in circular.ancestors(child(3, parent_job_id="c1"))} == {"root", "c1", "c2"}
+
+
+def test_a_request_alone_leaves_no_trace_and_one_with_tools_or_a_parent_does() -> None:
+    assert is_plain(RequestSubmitted(job_id="j", prompt="Why?"), POLICY)
+    assert not is_plain(RequestSubmitted(job_id="j", prompt="Why?", tools=(Tool(name="search"),)), POLICY)
+    assert not is_plain(RequestSubmitted(job_id="j", prompt="x" * 51), POLICY)
+    assert not is_plain(child(1), POLICY)
+
+
+class Clock:
+    """Moves on with each look."""
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        self._now = T0
+        self._step = timedelta(seconds=step_s)
+
+    def __call__(self) -> datetime:
+        self._now += self._step
+        return self._now
+
+
+def run(runtime_on: MakeRuntime, *events: object, clock: Callable[[], datetime] = Clock()) -> MemoryTopics:  # noqa: B008
+    topics = MemoryTopics([record(event, offset=n) for n, event in enumerate(events)])  # type: ignore[arg-type]
+    runtime = runtime_on(topics)
+    flow = Dataflow("test")
+    asked = consume("asked", flow, RequestSubmitted, runtime)
+    used = consume("used", flow, TokensUsed, runtime)
+    decided = consume("decided", flow, ReviewDecided, runtime)
+    guarded = guard("guard", asked.oks, used.oks, decided.oks, POLICY, runtime, clock)
+    produce("passed", guarded.oks, RequestSubmitted, runtime)
+    dead_letter("dlq", asked.errs, used.errs, decided.errs, guarded.errs, runtime=runtime)
+    run_main(flow)
+    return topics
+
+
+def passed(topics: MemoryTopics) -> list[object]:
+    return [each["job_id"] for each in topics.on("requests.submitted")]
+
+
+def test_what_is_stopped_waits_with_its_reason_and_its_chain_and_a_duplicate_of_it_asks_nobody_again(
+    runtime_on: MakeRuntime,
+) -> None:
+    deep = child(1, depth=7)
+    topics = run(runtime_on, deep, deep, child(2))
+    assert passed(topics) == ["c2"]
+    (review,) = topics.on("reviews.requested")
+    stopped = ReviewRequested.model_validate(review)
+    assert (stopped.limit, stopped.value, stopped.allowed, stopped.depth) == ("depth", 8, 3, 7)
+    assert stopped.origin == "requests.submitted/0/0"
+    assert stopped.expires_at == T0 + timedelta(seconds=60)
+    assert {status.state for status in topics.statuses()} == {"awaiting_review"}
+    assert all(status.needs_review for status in topics.statuses())
+
+
+def test_tokens_used_anywhere_under_a_root_count_once_each(runtime_on: MakeRuntime) -> None:
+    spent = [
+        TokensUsed(job_id="root", root_job_id="root", admission_id=name, model="m", prompt_tokens=600)
+        for name in ("a", "b", "b")
+    ]
+    topics = run(runtime_on, *spent, child(1))
+    # Topics are read side by side; the child may be first, and then goes on.
+    stopped = [ReviewRequested.model_validate(each).value for each in topics.on("reviews.requested")]
+    assert stopped in ([], [1200])
+
+
+def test_a_review_that_nobody_decides_ends_its_job(runtime_on: MakeRuntime) -> None:
+    topics = run(runtime_on, child(1, depth=7), *(child(n) for n in range(2, 4)), clock=Clock(step_s=61.0))
+    (letter,) = (each for each in topics.dead_letters() if each.job_id == "c1")
+    assert "nobody has decided" in letter.message
+    assert letter.retryable
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+def test_a_decision_for_a_job_that_does_not_wait_changes_nothing(runtime_on: MakeRuntime, decision: str) -> None:
+    fields = {"job_id": "c1", "review_id": "unknown", "root_job_id": "root", "decision": decision}
+    topics = run(runtime_on, ReviewDecided.model_validate(fields), child(1))
+    assert passed(topics) == ["c1"]
+    assert topics.dead_letters() == []
