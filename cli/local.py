@@ -19,7 +19,7 @@ from connectors.settings import PREFIX
 from schemas.errors import HeadraceError
 from schemas.topics import CATALOGUE, dead_letter_topics
 
-FLOWS = ("ingest", "answer", "search")
+FLOWS = ("ingest", "answer")
 START_S = 120.0  # a cold disk has 3 GB of libraries to read
 
 

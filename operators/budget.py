@@ -14,7 +14,7 @@ ones than `max_deferred`; a budget in money where no prices are known (the forme
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar, cast
 
 import bytewax.operators as op
@@ -26,14 +26,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from connectors.kafka.record import OutgoingRecord
 from operators.account import Account, AccountSnapshot, Cost, Over, Prices
-from operators.envelope import Envelope
+from operators.envelope import Envelope, Job
 from operators.offload import DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused
-from schemas.event import utc_now
+from schemas.event import at_unix, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed
 
@@ -222,7 +222,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def _release(self, now: float) -> Iterator[tuple[str, object]]:
         """Let go what has room now, in order; and bury what is too late."""
-        expired = [each for each in self._deferred if (each.envelope.job.deadline or _NEVER).timestamp() <= now]
+        expired = [each for each in self._deferred if _is_late(each.envelope.job, now)]
         for each in expired:
             self._deferred.remove(each)
             error = DeadlineExceeded("the job's deadline passed while its tenant's budget was used up")
@@ -261,15 +261,16 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             state=state,
             step=self._step.name,
             detail=detail,
-            resume_at=None if resume_at is None else datetime.fromtimestamp(resume_at, UTC),
+            resume_at=None if resume_at is None else at_unix(resume_at),
         )
 
     def notify_at(self) -> datetime | None:
         if not self._deferred:
             return None
-        deadlines = [each.envelope.job.deadline for each in self._deferred if each.envelope.job.deadline is not None]
-        moments = [*deadlines, *([] if self._resume_at is None else [datetime.fromtimestamp(self._resume_at, UTC)])]
-        return min(moments, default=None)
+        deadlines = (each.envelope.job.deadline for each in self._deferred)
+        moments = [deadline.timestamp() for deadline in deadlines if deadline is not None]
+        moments += [] if self._resume_at is None else [self._resume_at]
+        return at_unix(min(moments)) if moments else None
 
     def snapshot(self) -> _Snapshot:
         for each in self._deferred:
@@ -280,13 +281,14 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return SNAPSHOT_VERSION, self._account.snapshot, changed, deferred
 
 
-_NEVER = datetime.max.replace(tzinfo=UTC)
+def _is_late(job: Job, now: float) -> bool:
+    return job.deadline is not None and job.deadline.timestamp() <= now
 
 
 def _when(moment: float | None) -> str:
     if moment is None:
         return "when calls in flight have ended"
-    return f"after {datetime.fromtimestamp(moment, UTC).isoformat(timespec='seconds')}"
+    return f"after {at_unix(moment).isoformat(timespec='seconds')}"
 
 
 _Keyed = KeyedStream[Envelope[Any]]

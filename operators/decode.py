@@ -24,7 +24,10 @@ E = TypeVar("E", bound=JobEvent)
 
 def parse(record: Record, event: type[E]) -> E:
     """The event in a record. Raises Poison; its message names fields and rules, never the values, which may be text."""
-    tombstone = None if record.value else event.of_tombstone(record.key)
+    try:
+        tombstone = None if record.value else event.of_tombstone(record.key)
+    except ValidationError as error:
+        raise Poison(f"the key of an empty message on {record.topic} is no valid {event.__name__}") from error
     if tombstone is not None:
         return tombstone
     if not record.value:

@@ -13,7 +13,7 @@ what waits for a decision. Dead letters: rejected by a reviewer; no decision in 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 from zlib import crc32
 
@@ -32,7 +32,7 @@ from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import redrives
 from schemas.errors import Fatal, GaveUp, Poison
-from schemas.event import derive_id, utc_now
+from schemas.event import at_unix, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.reviews import Ancestor, Limit, ReviewDecided, ReviewRequested
@@ -280,7 +280,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                     ancestors=root.ancestors(request),
                     prompt_chars=request.prompt_chars,
                     origin=f"{record.topic}/{record.partition}/{record.offset}",
-                    expires_at=datetime.fromtimestamp(expires_at, UTC),
+                    expires_at=at_unix(expires_at),
                 ),
             )
         yield key, self._status(envelope, JobState.AWAITING_REVIEW, f"stopped: {reason}", needs_review=True)
@@ -326,9 +326,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def notify_at(self) -> datetime | None:
         if not self._held:
             return None
-        return datetime.fromtimestamp(min(held.expires_at for held in self._held.values()), UTC) + timedelta(
-            milliseconds=1
-        )
+        return at_unix(min(held.expires_at for held in self._held.values()) + 0.001)
 
     def snapshot(self) -> _Snapshot:
         for held in self._held.values():

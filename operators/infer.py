@@ -271,7 +271,7 @@ def infer(
 
     once = PaidOnce(ledger, stored_answer, _call_id, request_hash, usage_of, policy.attempts, ambiguity)
     worked: Outcome[Answer] = offload(
-        "work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime, around=once, same=request_hash
+        "work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime, around=once, same=_same
     )
     results = op.filter_map_value("results", worked.oks, lambda envelope: _carrying(envelope, ResultCompleted))
     calls = op.filter_map_value("calls", worked.oks, lambda envelope: _carrying(envelope, ToolRequested))
@@ -280,6 +280,11 @@ def infer(
 
 def _carrying(envelope: Envelope[Answer], body: type[A]) -> Envelope[A] | None:
     return envelope.carrying(envelope.body) if isinstance(envelope.body, body) else None
+
+
+def _same(envelope: Envelope[RetrievedRequest]) -> str:
+    """Also of one admission: what another one has reserved must be settled, too."""
+    return f"{envelope.job.admission_id}/{request_hash(envelope.body)}"
 
 
 def _call_id(envelope: Envelope[RetrievedRequest]) -> str:

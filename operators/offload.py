@@ -204,7 +204,7 @@ class _Step(Generic[X, Y]):
         policy: OffloadPolicy,
         runtime: Runtime,
         around: Around[X, Y] | None,
-        same: Callable[[X], str] | None,
+        same: Callable[[Envelope[X]], str] | None,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -416,7 +416,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         pending = Pending(self._numbers, key, envelope, failures, first_failed_at)
         self._pending[pending.number] = pending
         if self._step.same is not None:
-            pending.identity = f"{len(key)}:{key}{self._step.same(envelope.body)}"
+            pending.identity = f"{len(key)}:{key}{self._step.same(envelope)}"
             leader = self._leaders.setdefault(pending.identity, pending)
             if leader is not pending:
                 self._step.join(pending, leader)
@@ -530,12 +530,12 @@ def offload(
     policy: OffloadPolicy,
     runtime: Runtime,
     around: Around[X, Y] | None = None,
-    same: Callable[[X], str] | None = None,
+    same: Callable[[Envelope[X]], str] | None = None,
 ) -> Outcome[Y]:
     """Call `work` for each message; see the module's docstring for what is guaranteed.
 
     `body` is the class of the bodies that come in: a pydantic model or a dataclass of plain values, since pending ones
-    are part of the recovery state. `same` tells what a body asks for, so that equal requests of one key are coalesced;
+    are part of the recovery state. `same` tells what a message asks for, so that equal requests of one key are coalesced;
     it is not for steps that keep the order of a key. Each message's status is emitted here: running, and retrying
     before every retry.
     """

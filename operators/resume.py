@@ -10,7 +10,7 @@ Dead letters: a conversation that the answer makes too long.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, cast
 from zlib import crc32
 
@@ -29,7 +29,7 @@ from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import redrives
 from schemas.errors import Fatal, Poison
-from schemas.event import utc_now
+from schemas.event import at_unix, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.requests import ChatMessage, RequestSubmitted, ToolCall
 from schemas.tools import ToolCompleted, ToolRequested
@@ -40,6 +40,7 @@ IGNORED = Counter("headrace_tool_answers_ignored_total", "Tools' answers that no
 
 BUCKETS = 256
 EARLY_S = 600.0  # how long an answer waits for its call, which is on another partition of the same flow's topics
+EARLY = 100  # of them, per bucket
 OVER = DedupPolicy(remember_s=7 * 24 * 3600.0, bucket_ids=4096)  # as long as tools.requested is kept
 NO_ANSWER = "The tool did not answer in time."
 NOTHING = "(nothing)"
@@ -149,6 +150,8 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             self._ignore(answer, "its call is over, or another job's")
         else:
             self._early[answer.call_id] = (self._now(), answer)
+            if len(self._early) > EARLY:
+                self._ignore(self._early.pop(next(iter(self._early)))[1], "too many come before their calls")
 
     def _ignore(self, answer: ToolCompleted, why: str) -> None:
         IGNORED.labels(answer.tool).inc()
@@ -167,7 +170,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def notify_at(self) -> datetime | None:
         moments = [_until(call) for call in self._open.values()]
         moments += [at + EARLY_S for at, _ in self._early.values()]
-        return datetime.fromtimestamp(min(moments), UTC) if moments else None
+        return at_unix(min(moments)) if moments else None
 
     def snapshot(self) -> _Snapshot:
         for call in self._open.values():

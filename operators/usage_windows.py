@@ -9,7 +9,7 @@ State, per tenant: the windows of the last 32 days, one more than events are kep
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import bytewax.operators as op
 from bytewax.dataflow import operator
@@ -22,11 +22,12 @@ from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, Refused
-from schemas.event import utc_now
+from schemas.event import at_unix, utc_now
 from schemas.usage import TokensUsed, UsageWindowed
 
 WINDOWS_S = (3600, 86_400)
 LATENESS_S = 60.0  # a window is called closed when the newest event, or the clock, is so far past its end
+AHEAD_S = 3600.0  # how far another machine's clock may be ahead
 KEPT_S = 32 * 86_400.0
 SNAPSHOT_VERSION = 1
 
@@ -71,9 +72,11 @@ class TenantWindows:
         self._windows: dict[tuple[int, int, str], Window] = {}
         self._changed: dict[int, Window] = {}  # by identity, in order of the first change
 
-    def add(self, used: TokensUsed) -> None:
-        """Count a call in its windows. Raises Refused if they are no longer kept."""
+    def add(self, used: TokensUsed, now: float) -> None:
+        """Count a call in its windows. Raises Refused if they are no longer kept, or far in the future."""
         at = used.used_at.timestamp()
+        if at > now + AHEAD_S:  # it would make every other call too late
+            raise Refused(f"used_at {used.used_at.isoformat()} is in the future")
         if at < self._watermark - KEPT_S:
             raise Refused(f"used_at {used.used_at.isoformat()}: windows of that time are no longer kept")
         if used.model is None and not used.tokens:
@@ -144,7 +147,7 @@ class _Tenant(StatefulBatchLogic[Envelope[TokensUsed], UsageWindowed | DeadLette
             if self._windows is None:
                 self._tenant, self._windows = used.tenant, TenantWindows(used.tenant)
             try:
-                self._windows.add(used)
+                self._windows.add(used, self._clock().timestamp())
             except Refused as error:
                 emitted.append(bury(envelope.job, envelope.record, error, step=self._step))
         return [*emitted, *self._due()], False
@@ -158,7 +161,7 @@ class _Tenant(StatefulBatchLogic[Envelope[TokensUsed], UsageWindowed | DeadLette
 
     def notify_at(self) -> datetime | None:
         end = None if self._windows is None else self._windows.next_end()
-        return None if end is None else datetime.fromtimestamp(end, UTC) + timedelta(milliseconds=1)
+        return None if end is None else at_unix(end + 0.001)
 
     def snapshot(self) -> tuple[str, _Snapshot] | None:
         return None if self._windows is None else (self._tenant, self._windows.snapshot)

@@ -76,6 +76,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+_LAST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
+def at_unix(seconds: float) -> datetime:
+    """That moment in UTC; one beyond what a datetime holds, as `9999-12-31T23:59:59-14:00` is, becomes the last day."""
+    return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), UTC)
+
+
 class Event(BaseModel):
     """Base of all events: immutable; a reader ignores fields that it does not know, so optional ones can be added."""
 

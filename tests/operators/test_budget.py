@@ -177,6 +177,24 @@ def test_a_tombstone_takes_the_tenant_back_to_the_default(runtime_on: MakeRuntim
     assert passed(run(runtime_on, request("a"), initial={"acme": poor})) == []
 
 
+@pytest.mark.parametrize(
+    "deadline", ["9999-12-31T23:59:59-14:00", "2999-01-01T00:00:00+02:00", "0001-01-01T00:00:00+14:00"]
+)
+def test_a_strange_deadline_harms_nobody(runtime_on: MakeRuntime, deadline: str) -> None:
+    strange = RequestSubmitted.model_validate(
+        {"job_id": "s", "tenant": "acme", "prompt": "?", "max_tokens": 100, "deadline_at": deadline}
+    )
+    topics = run(runtime_on, request("a"), strange, request("b", tenant="other"), default=limited(150, "defer"))
+    assert {"a", "b"} <= set(passed(topics))
+
+
+def test_a_tombstone_under_a_key_that_is_no_tenant_is_a_dead_letter(runtime_on: MakeRuntime) -> None:
+    topics = run(runtime_on, record(b"", topic="budgets.config", key=b"\xff no tenant"), request("a"))
+    (letter,) = topics.dead_letters()
+    assert "is no valid BudgetChanged" in letter.message
+    assert passed(topics) == ["a"]
+
+
 def test_money_is_limited_by_the_price_table(runtime_on: MakeRuntime) -> None:
     prices = Prices({"*": (Decimal(1), Decimal(10))})
     budget_in_money = Budget(windows=(WindowLimit(seconds=DAY, money=Decimal("0.0015")),))

@@ -71,7 +71,7 @@ def run(
         runtime = Runtime(topics, loop, Stop(), circuits=Circuits(CIRCUIT))
         flow = Dataflow("test")
         submitted = consume("submitted", flow, RequestSubmitted, runtime)
-        same = (lambda body: body.prompt or "") if coalesce else None
+        same = (lambda envelope: envelope.body.prompt or "") if coalesce else None
         worked = offload(
             "work",
             submitted.oks,

@@ -86,6 +86,12 @@ def test_a_tool_that_does_not_answer_in_time_is_told_to_the_model(runtime_on: Ma
     assert conversations(topics) == [["user: Why?", "assistant: Let me look.", f"tool: {NO_ANSWER}"]]
 
 
+def test_a_strange_time_limit_harms_nobody(runtime_on: MakeRuntime) -> None:
+    strange = asked(job_id="s", call_id="s").model_dump(mode="json") | {"answer_until": "9999-12-31T23:59:59-14:00"}
+    topics = run(runtime_on, ToolRequested.model_validate(strange), asked(), answer())
+    assert len(conversations(topics)) == 1
+
+
 def test_an_answer_of_nothing_is_an_answer() -> None:
     assert resumed(asked(), "").turns[-1].content == NOTHING
 

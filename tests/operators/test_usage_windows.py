@@ -20,6 +20,7 @@ from schemas.usage import TokensUsed, UsageWindowed
 from tests.memory_topics import Entry, MemoryTopics, record
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+FAR = T0.timestamp() + 400 * 86_400  # now, where the clock does not matter
 
 
 def call(number: int, *, at_s: float = 0.0, tokens: int = 10, model: str | None = "m", tenant: str = "t") -> TokensUsed:
@@ -61,7 +62,7 @@ def test_the_windows_of_each_length_add_up_to_the_calls_across_crashes(
     snapshot, since, published, kept = windows.snapshot, list[TokensUsed](), list[UsageWindowed](), 0
     for number, (at_s, tokens, model) in enumerate(calls):
         used = call(number, at_s=at_s, tokens=tokens, model=model)
-        windows.add(used)
+        windows.add(used, FAR)
         since.append(used)
         match happenings[number % len(happenings)] if happenings else "batch":
             case "batch":
@@ -72,7 +73,7 @@ def test_the_windows_of_each_length_add_up_to_the_calls_across_crashes(
             case _:
                 windows, published = TenantWindows.restored("t", snapshot), published[:kept]
                 for again in since:
-                    windows.add(again)
+                    windows.add(again, FAR)
     published += windows.due(T0.timestamp())
     counted = [tokens + 1 if tokens else 0 for _, tokens, _ in calls]
     for found in sums(published).values():
@@ -82,19 +83,19 @@ def test_the_windows_of_each_length_add_up_to_the_calls_across_crashes(
 
 def test_a_late_call_makes_a_new_version_of_a_closed_window() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1))
+    windows.add(call(1), FAR)
     windows.due(T0.timestamp())
-    windows.add(call(2, at_s=3700))
+    windows.add(call(2, at_s=3700), FAR)
     closed = [each for each in windows.due(T0.timestamp()) if each.window_s == 3600 and each.closed]
     assert [(each.calls, each.version) for each in closed] == [(1, 2)]
-    windows.add(call(3, at_s=10))
+    windows.add(call(3, at_s=10), FAR)
     (late,) = [each for each in windows.due(T0.timestamp()) if each.window_s == 3600]
     assert (late.calls, late.version, late.closed) == (2, 3, True)
 
 
 def test_a_tenant_that_falls_silent_has_its_windows_closed_by_the_clock() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1))
+    windows.add(call(1), FAR)
     windows.due(T0.timestamp())
     end = windows.next_end()
     assert end == T0.timestamp() + 3660
@@ -104,17 +105,25 @@ def test_a_tenant_that_falls_silent_has_its_windows_closed_by_the_clock() -> Non
 
 def test_a_call_that_used_nothing_is_in_no_window() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1, tokens=0, model=None))
+    windows.add(call(1, tokens=0, model=None), FAR)
     assert windows.due(T0.timestamp()) == []
 
 
 def test_a_call_older_than_what_is_kept_is_refused_and_not_counted() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1, at_s=KEPT_S))
-    windows.add(call(2, at_s=1))
+    windows.add(call(1, at_s=KEPT_S), FAR)
+    windows.add(call(2, at_s=1), FAR)
     with pytest.raises(Refused, match="no longer kept"):
-        windows.add(call(3, at_s=-1))
+        windows.add(call(3, at_s=-1), FAR)
     assert sums(windows.due(T0.timestamp()))[3600]["calls"] == 2
+
+
+def test_a_call_of_the_far_future_is_refused_and_makes_no_other_call_too_late() -> None:
+    windows = TenantWindows("t")
+    with pytest.raises(Refused, match="in the future"):
+        windows.add(call(1, at_s=86_400 * 365), T0.timestamp())
+    windows.add(call(2), T0.timestamp())
+    assert sums(windows.due(T0.timestamp()))[3600]["calls"] == 1
 
 
 def test_a_snapshot_of_another_release_is_refused() -> None:
