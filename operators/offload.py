@@ -535,9 +535,9 @@ def offload(
     """Call `work` for each message; see the module's docstring for what is guaranteed.
 
     `body` is the class of the bodies that come in: a pydantic model or a dataclass of plain values, since pending ones
-    are part of the recovery state. `same` tells what a message asks for, so that equal requests of one key are coalesced;
-    it is not for steps that keep the order of a key. Each message's status is emitted here: running, and retrying
-    before every retry.
+    are part of the recovery state. `same` tells what a message asks for, so that equal requests of one key are
+    coalesced; it is not for steps that keep the order of a key. Each message's status is emitted here: running, and
+    retrying before every retry.
     """
     if same is not None and policy.keep_key_order:
         raise ValueError(f"{step_id}: what is coalesced overtakes what keeps its order; choose one of them")
