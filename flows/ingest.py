@@ -1,5 +1,6 @@
-"""documents.uploaded ─► extract ─► chunk ─► embed ─► index ─► documents.indexed; failures ─► documents.uploaded.dlq."""
+"""documents.uploaded ─► unchanged ─► extract ─► chunk ─► embed ─► index ─► documents.indexed; failures ─► *.dlq."""
 
+import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
 from connectors.embedder.port import Embedder
@@ -14,6 +15,7 @@ from operators.extract import ExtractPolicy, extract
 from operators.index import index
 from operators.produce import produce
 from operators.runtime import Runtime
+from operators.unchanged import unchanged
 from schemas.documents import DocumentIndexed, DocumentUploaded
 
 
@@ -29,10 +31,12 @@ def build(
     """The fused flow: a document from upload to index in one process."""
     flow = Dataflow("ingest")
     uploaded = consume("uploaded", flow, DocumentUploaded, runtime)
-    extracted = extract("extract", uploaded.oks, store, parser, extraction, runtime)
+    sifted = unchanged("unchanged", uploaded.oks, embedder, vectors, chunking, runtime)
+    extracted = extract("extract", sifted.fresh, store, parser, extraction, runtime)
     chunked = chunk("chunk", extracted.oks, embedder, chunking, runtime)
     embedded = embed("embed", chunked.oks, embedder, runtime)
     indexed = index("index", embedded.oks, vectors, runtime)
-    produce("indexed", indexed.oks, DocumentIndexed, runtime)
-    dead_letter("dlq", uploaded.errs, extracted.errs, chunked.errs, embedded.errs, indexed.errs, runtime=runtime)
+    produce("indexed", op.merge("done", indexed.oks, sifted.indexed), DocumentIndexed, runtime)
+    failures = (each.errs for each in (uploaded, sifted, extracted, chunked, embedded, indexed))
+    dead_letter("dlq", *failures, runtime=runtime)
     return flow

@@ -59,7 +59,7 @@ async def read_text(
         parsed = await parser.parse(data, name=upload.uri)
         sections = tuple(SectionMark(start=section.start, label=section.label) for section in parsed.sections)
         parts = {"text": parsed.text, "media_type": parsed.media_type, "title": parsed.title, "sections": sections}
-    identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri"})
+    identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri", "version"})
     return DocumentExtracted.model_validate(identity | parts)
 
 

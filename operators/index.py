@@ -19,7 +19,9 @@ INDEX = OffloadPolicy(dependency="vector_index", capacity=64, backlog=64, timeou
 
 
 def points(document: DocumentEmbedded) -> list[Point]:
-    """The points of a document."""
+    """The points of a document; each says of which version, and of how many chunks, it is a part."""
+    chunks = document.chunks or ()
+    version = None if document.version is None else f"{document.version}/{len(chunks)}"
     return [
         Point(
             id=chunk.chunk_id,
@@ -30,8 +32,9 @@ def points(document: DocumentEmbedded) -> list[Point]:
             label=chunk.label,
             text=chunk.text,
             vector=chunk.vector,
+            version=version,
         )
-        for chunk in document.chunks or ()
+        for chunk in chunks
     ]
 
 
@@ -52,6 +55,7 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
         collection=document.collection,
         op=document.op,
         uri=document.uri,
+        version=document.version,
         chunks=len(keep),
         model=document.model,
     )

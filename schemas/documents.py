@@ -25,6 +25,12 @@ class DocumentEvent(JobEvent):
         default=None, description="Where the document came from; shown in citations.", max_length=4096
     )
 
+    version: str | None = Field(
+        default=None,
+        description="Names the content and how it is processed, where both are known; set by our flows.",
+        max_length=256,
+    )
+
     @property
     def key(self) -> str:
         """Events of one document keep their order."""

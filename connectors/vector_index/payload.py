@@ -59,6 +59,7 @@ def to_payload(point: Point) -> dict[str, str | int | None]:
         "ordinal": point.ordinal,
         "label": point.label,
         "text": point.text,
+        "version": point.version,
     }
 
 
@@ -74,6 +75,7 @@ def to_point(point_id: str, payload: Mapping[str, object] | None, vector: Sequen
         label=read.label,
         text=read.text,
         vector=np.asarray(vector, dtype="<f4").tobytes(),
+        version=read.version,
     )
 
 
@@ -98,6 +100,7 @@ class _Payload(BaseModel):
     ordinal: int
     label: str | None
     text: str
+    version: str | None = None
 
 
 def _read(point_id: str, payload: Mapping[str, object] | None) -> _Payload:

@@ -17,6 +17,7 @@ class Point:
     label: str | None  # place in the document: "page 7"
     text: str
     vector: bytes  # float32, little-endian, 4 x dimensions bytes, unit length
+    version: str | None = None  # of the document, as whoever wrote the point names it
 
 
 @dataclass(frozen=True)

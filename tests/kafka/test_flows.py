@@ -111,7 +111,7 @@ def test_a_plain_producer_gets_its_answer_and_a_restart_resumes(
         assert flows.terminate() == 0
     assert jobs(indexed)[str(first["job_id"])] == 1
     statuses = client.read_until("jobs.status", in_state("completed", first, second))
-    assert states(statuses, first) == ["running"] * 4 + ["completed"]
+    assert states(statuses, first) == ["running"] * 5 + ["completed"]
 
 
 def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
