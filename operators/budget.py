@@ -185,6 +185,9 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 self._adopt(initial)
         charge, policy = self._step.charge, self._account.budget.policy
         deferred = _Deferred(key, envelope, charge.admission(envelope), charge.cost(envelope.body))
+        if any(each.admission_id == deferred.admission_id for each in self._deferred):
+            yield key, self._status(deferred, JobState.DEFERRED, "a repeat of a request that is held back", None)
+            return
         if self._deferred and policy == "defer":  # whoever came first goes first
             yield from self._release(now)
             if self._deferred:

@@ -138,6 +138,15 @@ def test_no_more_than_max_deferred_are_held_back_and_none_beyond_its_deadline(ru
     assert any("requests are held back already" in message for message in messages.values())
 
 
+def test_a_repeat_of_what_is_held_back_is_neither_a_second_request_nor_the_end_of_the_first(
+    runtime_on: MakeRuntime,
+) -> None:
+    asked = [request("a"), request("b"), request("b"), request("b")]
+    topics = run(runtime_on, *asked, default=limited(150, "defer", max_deferred=1))
+    assert topics.dead_letters() == []
+    assert [status.detail for status in topics.statuses()][1:] == ["a repeat of a request that is held back"] * 2
+
+
 def test_alert_lets_everything_through_and_says_so(runtime_on: MakeRuntime) -> None:
     topics = run(runtime_on, request("a"), request("b"), default=limited(150, "alert"))
     assert passed(topics) == ["a", "b"]

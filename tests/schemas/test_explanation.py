@@ -170,6 +170,28 @@ def test_a_review_is_escalated() -> None:
     assert "wants a person to decide" in explanation.escalate[0]
 
 
+def test_a_job_that_waits_for_budget_or_for_a_person_is_not_stuck_however_long_it_takes() -> None:
+    held = StatusChanged(
+        job_id="j",
+        state=JobState.DEFERRED,
+        step="answer.budget",
+        detail="held back",
+        occurred_at=t(0),
+        resume_at=t(3600),
+    )
+    waiting = told(Evidence("j", statuses=[held]), now=3000)
+    assert waiting.standing is Standing.DEFERRED
+    assert waiting.escalate == ()
+    assert "2026-01-31 13:00 UTC" in waiting.user_sees
+    stopped = status(1, JobState.AWAITING_REVIEW, "answer.guard", needs_review=True)
+    told_of = told(Evidence("j", statuses=[held, stopped]), now=3000)
+    assert told_of.standing is Standing.AWAITING_REVIEW
+    (escalated,) = told_of.escalate
+    assert "headrace reviews" in escalated
+    approved = status(2, JobState.RUNNING, "answer.guard")
+    assert told(Evidence("j", statuses=[held, stopped, approved]), now=60).escalate == ()
+
+
 def test_an_older_version_of_a_document_is_not_offered_for_a_redrive() -> None:
     old = BuriedMessage(letter(5, topic="documents.uploaded", step="ingest.extract"))
     explanation = told(Evidence("j", buried=[old], replaced_by="k"))

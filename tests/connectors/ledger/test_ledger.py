@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Stored, Usage
+from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Known, Stored, Usage
 from connectors.ledger.sql import SqlLedger
 from schemas.errors import Fatal
 from tests.connectors.ledger.conftest import Database
@@ -121,6 +121,21 @@ def test_past_its_lease_a_claim_is_taken_over_once_and_the_zombie_writes_nothing
         assert record.ambiguities == 1
 
     with_two(database, test)
+
+
+def test_a_look_tells_a_job_with_its_result_and_claims_nothing(database: Database) -> None:
+    async def run() -> None:
+        ledger = SqlLedger(database.store(), "owner")
+        assert await ledger.look("j") is None
+        claim = claimed(await ledger.claim(attempt()))
+        assert await ledger.look("j") == Known("running", claim_tenant, claim_hash, None)
+        assert await ledger.commit(claim, b"answer", USAGE)
+        assert await ledger.look("j") == Known("done", claim_tenant, claim_hash, b"answer")
+        await ledger.close()
+
+    asked = attempt()
+    claim_tenant, claim_hash = asked.tenant, asked.request_hash
+    asyncio.run(run())
 
 
 def test_a_restart_of_the_same_owner_takes_over_at_once(database: Database) -> None:
