@@ -268,6 +268,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
             threading.Lock()
         )  # the workers of a process share this source, and each builds and closes its parts
         self._shared: _SharedConsumer | None = None
+        self._at_start: dict[Place, tuple[int, int]] = {}
 
     def list_parts(self) -> list[str]:
         """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
@@ -281,7 +282,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         with self._lock:
             consumer = self._consumer()
             if resume_state is None:
-                low, high = consumer.watermarks(place)
+                low, high = self._watermarks_at_start(consumer, place)
                 offset = low if self._start == "earliest" else high
             else:
                 version, offset = resume_state
@@ -292,6 +293,12 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
                     )
             consumer.add(place, offset)
         return _KafkaPartition(self, consumer, place, offset)
+
+    def _watermarks_at_start(self, consumer: _SharedConsumer, place: Place) -> tuple[int, int]:
+        """Asked for all partitions at once: behind the long poll of one that is read already, each would take 0.5 s."""
+        if place not in self._at_start:
+            self._at_start = {each: consumer.watermarks(each) for each in consumer.partitions(self._topics)}
+        return self._at_start[place]
 
     def _consumer(self) -> _SharedConsumer:
         if self._shared is None:

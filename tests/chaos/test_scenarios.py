@@ -58,6 +58,8 @@ def test_jobs_wait_for_a_model_that_is_out_whatever_its_health_says_and_poison_d
     settings = {"HEADRACE_INFER_TIMEOUT_S": "1", "HEADRACE_METRICS_PORT": str(free_port)}
     with ModelServer(scene.directory / "calls") as llm, scene.flows(llm, **settings) as flows:
         flows.running()
+        first = scene.submit(1)
+        scene.wait_for_results(first)  # it consumes: the outage is not over before that
         if outage == "refused":
             llm.put("outage", seconds=4)
         else:
@@ -70,14 +72,14 @@ def test_jobs_wait_for_a_model_that_is_out_whatever_its_health_says_and_poison_d
             assert llm.health() == "ok"
             before = len(llm.all_calls())
             wait_for("three probes", lambda: len(llm.all_calls()) >= before + 3)
-            assert not scene.results()
+            assert scene.results().keys() == set(first)
             llm.put("plan", fault_share=0.0)
         results = scene.wait_for_results(jobs)
         wait_for("the dead letter", scene.letters)
         wait_for("the metric shows the end", lambda: metric(free_port, LLM_CIRCUIT) == 0)
         assert flows.terminate() == 0
     assert [letter["job_id"] for letter in scene.letters()] == poison
-    assert {job_id: len(found) for job_id, found in results.items()} == dict.fromkeys(jobs, 1)
+    assert {job_id: len(found) for job_id, found in results.items()} == dict.fromkeys([*first, *jobs], 1)
     assert llm.called_twice() == set()
 
 
