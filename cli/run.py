@@ -33,12 +33,14 @@ log = structlog.get_logger()
 
 
 @click.command()
-@click.argument("flows", nargs=-1, required=True, type=click.Choice(FLOWS))
+@click.argument("flows", metavar="FLOW...", nargs=-1, required=True, type=click.Choice(FLOWS))
 @click.option("--bootstrap", metavar="HOST:PORT", help="Brokers; default: HEADRACE_KAFKA_BOOTSTRAP.")
 @click.option("--graph", is_flag=True, help="Print the flows as Mermaid and exit.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop when standard input ends.")  # cli.local
 def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_stdin_closes: bool) -> None:
-    """Run FLOWS until SIGTERM or Ctrl-C, then drain, take a last snapshot and exit 0.
+    """Run flows until SIGTERM or Ctrl-C, then drain, take a last snapshot and exit 0.
+
+    FLOW is ingest, extract, embed, index, answer, search or usage.
 
     Several flows run in one process, each with its own recovery state; the embedded vector index needs that.
     """

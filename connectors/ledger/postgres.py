@@ -139,7 +139,10 @@ class PostgresStore(Store):
         """See Store."""
         await self._run(
             lambda at: at.execute(
-                "UPDATE headrace_jobs SET published = 1 WHERE job_id = ANY(%s) AND state = 'done'", (list(job_ids),)
+                # In the order in which claims lock, or the two wait for each other.
+                "UPDATE headrace_jobs SET published = 1 WHERE job_id IN (SELECT job_id FROM headrace_jobs "
+                "WHERE job_id = ANY(%s) AND state = 'done' ORDER BY job_id FOR UPDATE)",
+                (list(job_ids),),
             )
         )
 

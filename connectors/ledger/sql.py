@@ -193,7 +193,7 @@ class SqlLedger(Ledger):
         """See the port."""
         async with self._store_lock:
             await self._begin()
-            await self.store.mark_published(sorted(job_ids))  # locked in the order in which claims lock
+            await self.store.mark_published(job_ids)
 
     async def _change(
         self,
