@@ -61,7 +61,7 @@ def test_a_hundred_requests_at_once_and_kills_in_between_never_overspend_a_windo
     jobs = [f"{scene.prefix}-{n}" for n in range(100)]
     with ModelServer(scene.directory / "calls", latency_s=(0.02, 0.2)) as llm:
         for kill in range(3):
-            with scene.flows(llm) as flows:
+            with scene.flows(llm, "usage") as flows:
                 flows.running()
                 for job_id in jobs if kill == 0 else ():
                     ask(scene, job_id, tenant=tenant, max_tokens=900)
@@ -72,10 +72,12 @@ def test_a_hundred_requests_at_once_and_kills_in_between_never_overspend_a_windo
                     flows.ended()
                 else:
                     results = scene.wait_for_results(jobs)
+                    billed = sum(tokens_of(value) for found in results.values() for value in found)
+                    wait_for("the windows add up", partial(windows_add_up, scene, tenant, 100, billed))
                     assert flows.terminate() == 0
     assert {job_id: len(found) for job_id, found in results.items()} == dict.fromkeys(jobs, 1)
     spent = used_in(scene, window_s, tenant)
-    assert sum(spent.values()) == sum(tokens_of(value) for found in results.values() for value in found)
+    assert sum(spent.values()) == billed
     assert max(spent.values()) <= limit, spent
     assert max(spent.values()) > limit // 4, "the budget was never near its edge: this proves nothing"
     assert scene.letters() == []
@@ -83,6 +85,13 @@ def test_a_hundred_requests_at_once_and_kills_in_between_never_overspend_a_windo
 
 def answered_at_least(scene: Scene, jobs: int) -> bool:
     return len(scene.results()) >= jobs
+
+
+def windows_add_up(scene: Scene, tenant: str, calls: int, tokens: int) -> bool:
+    """As `headrace usage` has it."""
+    done = headrace("usage", tenant, "--window", "hour", "--json", "--bootstrap", scene.bootstrap)
+    assert done.returncode == 0, done.stderr
+    return bool(json.loads(done.stdout)["totals"] == {"calls": calls, "tokens": tokens})
 
 
 def tokens_of(result: bytes) -> int:
@@ -148,34 +157,38 @@ def test_repeats_of_a_finished_job_get_its_answer_and_those_of_a_running_one_a_s
     assert all(each == first for each in again)
 
 
-def test_what_a_guard_stopped_goes_on_once_when_approved_and_ends_when_rejected(scene: Scene) -> None:
+def test_what_a_guard_stopped_goes_on_once_when_approved_and_ends_when_rejected_after_a_kill_too(scene: Scene) -> None:
     approved, rejected = f"{scene.prefix}-yes", f"{scene.prefix}-no"
-    with (
-        ModelServer(scene.directory / "calls") as llm,
-        scene.flows(llm, HEADRACE_GUARD_DEPTH="3") as flows,
-    ):
-        flows.running()
-        for job_id in (approved, rejected):
-            ask(scene, job_id, depth=3, parent_job_id=f"{job_id}-parent", root_job_id=f"{job_id}-root")
-        wait_for("both reviews", lambda: len(on(scene, "reviews.requested")) == 2)
-        reviews = {str(each["job_id"]): each for each in on(scene, "reviews.requested")}
+    with ModelServer(scene.directory / "calls") as llm:
+        with scene.flows(llm, HEADRACE_GUARD_DEPTH="3") as flows:
+            flows.running()
+            for job_id in (approved, rejected):
+                ask(scene, job_id, depth=3, parent_job_id=f"{job_id}-parent", root_job_id=f"{job_id}-root")
+            wait_for("both reviews", lambda: len(on(scene, "reviews.requested")) == 2)
+            wait_for("a snapshot after them", lambda: scene.has_no_lag("a"))
+            flows.send(signal.SIGKILL)
+            flows.ended()
         assert llm.calls() == {}
+        reviews = {str(each["job_id"]): each for each in on(scene, "reviews.requested")}
         listed = by_a_person(scene, "list")
         assert "2 open" in listed
         assert "depth 4/3" in listed
         shown = by_a_person(scene, "show", str(reviews[approved]["review_id"])[:8], "--prompt")
         assert f"depth 0  {approved}-root" in shown
         assert "user: What is it?" in shown
-        for job_id, decision in ((approved, "approve"), (rejected, "reject")):
-            by_a_person(scene, decision, str(reviews[job_id]["review_id"])[:8], "--note", "enough", "--reviewer", "ann")
-        again = headrace("reviews", "approve", str(reviews[approved]["review_id"]), "--bootstrap", scene.bootstrap)
-        assert (again.returncode, again.stdout) == (1, "")
-        assert "is approved already" in again.stderr
-        decide(scene, reviews[approved], "approve")  # as a client that does not look first
-        scene.wait_for_results([approved])
-        (letter,) = wait_for("the rejection", scene.letters)
-        wait_for("the second decision", lambda: flows.logged("decision ignored: the job does not wait for it"))
-        assert flows.terminate() == 0
+        with scene.flows(llm, HEADRACE_GUARD_DEPTH="3") as flows:
+            flows.running()
+            for job_id, decision in ((approved, "approve"), (rejected, "reject")):
+                review_id = str(reviews[job_id]["review_id"])[:8]
+                by_a_person(scene, decision, review_id, "--note", "enough", "--reviewer", "ann")
+            again = headrace("reviews", "approve", str(reviews[approved]["review_id"]), "--bootstrap", scene.bootstrap)
+            assert (again.returncode, again.stdout) == (1, "")
+            assert "is approved already" in again.stderr
+            decide(scene, reviews[approved], "approve")  # as a client that does not look first
+            scene.wait_for_results([approved])
+            (letter,) = wait_for("the rejection", scene.letters)
+            wait_for("the second decision", lambda: flows.logged("decision ignored: the job does not wait for it"))
+            assert flows.terminate() == 0
         assert {job_id: len(calls) for job_id, calls in llm.calls().items()} == {approved: 1}
     assert "nothing waits" in by_a_person(scene, "list")
     review = reviews[approved]
