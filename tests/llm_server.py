@@ -4,6 +4,9 @@ As a process: `python tests/llm_server.py --record FILE` prints {"url": "http://
 told by the server's plan, or by the last user message: `FAULT:429`, `FAULT:cut` and so on. `PUT /plan` changes the
 plan, `PUT /outage {"seconds": 5}` refuses connections for a while; `/health` says ok whenever it can be reached.
 
+A request that offers tools is answered with a call of one if its last message is the user's and says `TOOL:name`, or
+`TOOLS2:name` for two calls at once, or if the plan has an `always_tool`. After a tool's message the answer quotes it.
+
 The record is append-only and survives kill -9: it is the oracle of who was called how often.
 """
 
@@ -37,9 +40,16 @@ FAULTS = (
     "not-utf8",
     "whole",
     "error",
+    "length",  # max_tokens came first
+    "nameless",  # a call of no tool
+    "bare",  # a call without arguments
+    "callless",  # it ends as a call does, without one
+    "index-0",  # of every call, as Ollama's
+    "index-1",  # of the first call, as of proxies that count the text before it
+    "renamed",  # every piece of a call repeats its name, as NVIDIA's NIM does
 )
 _MARK = re.compile(r"FAULT:([a-z0-9-]+)")
-_TOOL = re.compile(r"TOOL(S2|):([a-z0-9-]+)")
+_TOOL = re.compile(r"TOOL(S2|):([A-Za-z0-9_-]+)")
 
 
 @dataclass(frozen=True)
@@ -186,11 +196,10 @@ class LLMServer:
         if fault == "hang":
             await response.write(b": waiting\n\n")
             await asyncio.Event().wait()
-        if wanted and fault is None:
-            await self._stream_calls(response, wanted, usage)
-            return response
-        for word in re.findall(r"\S+\s*", text):
-            await _event(response, {"model": "test-1", "choices": [{"delta": {"content": word}}]})
+        words: list[dict[str, object]] = [{"content": word} for word in re.findall(r"\S+\s*", text)]
+        deltas = _pieces(wanted, fault) if wanted else words
+        for delta in deltas[:2] if fault == "length" else deltas:
+            await _event(response, {"model": "test-1", "choices": [{"delta": delta}]})
             if fault == "cut":
                 assert request.transport is not None
                 request.transport.abort()
@@ -199,7 +208,8 @@ class LLMServer:
                 bad = {"malformed": b'data: {"choices": [\n\n', "not-utf8": b"data: \xff\n\n"}
                 await response.write(bad.get(fault, b'data: {"error": {"type": "engine_dead"}}\n\n'))
                 return response
-        await _event(response, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        finish_reason = "length" if fault == "length" else "tool_calls" if wanted else "stop"
+        await _event(response, {"choices": [{"delta": {}, "finish_reason": finish_reason}]})
         if fault != "no-usage":
             await _event(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
@@ -215,7 +225,8 @@ class LLMServer:
         """The calls of tools that it asks for, as a whole completion lists them."""
         messages = call.body["messages"]
         assert isinstance(messages, list)
-        marked = _TOOL.search(messages[-1]["content"] or "")
+        # A tool may quote the question in its answer: that is no new wish.
+        marked = None if messages[-1]["role"] == "tool" else _TOOL.search(messages[-1]["content"])
         name = marked[2] if marked is not None else self.plan.always_tool
         if not name or not call.body.get("tools"):
             return []
@@ -227,25 +238,24 @@ class LLMServer:
             for n in range(count)
         ]
 
-    @staticmethod
-    async def _stream_calls(
-        response: web.StreamResponse, wanted: list[dict[str, object]], usage: dict[str, int]
-    ) -> None:
-        """In pieces: a call's name first, then its arguments in two parts."""
-        for index, each in enumerate(wanted):
-            function = each["function"]
-            assert isinstance(function, dict)
-            arguments = function["arguments"]
-            pieces: list[dict[str, object]] = [
-                {"index": index, "id": each["id"], "function": {"name": function["name"], "arguments": ""}},
-                {"index": index, "function": {"arguments": arguments[:7]}},
-                {"index": index, "function": {"arguments": arguments[7:]}},
-            ]
-            for piece in pieces:
-                await _event(response, {"model": "test-1", "choices": [{"delta": {"tool_calls": [piece]}}]})
-        await _event(response, {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
-        await _event(response, {"choices": [], "usage": usage})
-        await response.write(b"data: [DONE]\n\n")
+
+def _pieces(wanted: Sequence[dict[str, object]], fault: str | None) -> list[dict[str, object]]:
+    """The deltas of a stream that make these calls: of each one its name first, then its arguments in two parts."""
+    deltas: list[dict[str, object]] = []
+    for number, each in enumerate(wanted):
+        function = each["function"]
+        assert isinstance(function, dict)
+        index = {"index-0": 0, "index-1": number + 1}.get(fault or "", number)
+        named = {} if fault == "nameless" else {"name": function["name"]}
+        again = named if fault == "renamed" else {}
+        arguments = "" if fault == "bare" else function["arguments"]
+        pieces = (
+            each | {"index": index, "function": named | {"arguments": ""}},
+            {"index": index, "function": again | {"arguments": arguments[:7]}},
+            {"index": index, "function": again | {"arguments": arguments[7:]}},
+        )
+        deltas += [{"tool_calls": [piece]} for piece in pieces]
+    return [] if fault == "callless" else deltas
 
 
 async def _event(response: web.StreamResponse, payload: dict[str, object]) -> None:
@@ -271,6 +281,7 @@ async def _main() -> None:
     parser.add_argument("--fault-share", type=float, default=0.0)
     parser.add_argument("--faults", nargs="*", default=Plan.faults)
     parser.add_argument("--distinct", action="store_true")
+    parser.add_argument("--always-tool", default=Plan.always_tool, metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     plan = Plan(
@@ -278,6 +289,7 @@ async def _main() -> None:
         fault_share=options.fault_share,
         faults=options.faults,
         distinct=options.distinct,
+        always_tool=options.always_tool,
         seed=options.seed,
     )
     _, url = await serve(LLMServer(plan, options.record), options.port)

@@ -4,6 +4,7 @@ Guarantee: a stream that was cut, malformed or without an end never counts as an
 connection at once, which is how these servers learn to stop generating.
 """
 
+import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -216,6 +217,7 @@ class _Answer:
         self._finish_reason: str | None = None
         self._usage: _Usage | None = None
         self._wanted: list[_ToolCall] = []  # the pieces of the first call
+        self._other_began = False
         self.ended = False
 
     def take(self, data: str) -> str:
@@ -234,21 +236,40 @@ class _Answer:
             added += (part.content or "") if part is not None else ""
             calls = (part.tool_calls if part is not None else None) or []
             # Of several calls the first: a whole completion lists them, a stream numbers their pieces.
-            self._wanted += calls[:1] if choice.message is not None else [call for call in calls if call.index == 0]
+            for call in calls[:1] if choice.message is not None else calls:
+                self._gather(call)
             self._finish_reason = choice.finish_reason or self._finish_reason
         if added:
             self._parts.append(added)
         return added
 
+    def _gather(self, piece: _ToolCall) -> None:
+        """Keep a piece of the first call, whatever its number: some servers number all calls 0, some begin with 1."""
+        if self._wanted and piece.index != self._wanted[0].index:
+            return
+        begun = self._call_id()
+        if piece.function.name and piece.id and begun not in {None, piece.id}:
+            self._other_began = True
+        if not self._other_began:
+            self._wanted.append(piece)
+
+    def _call_id(self) -> str | None:
+        return next((piece.id for piece in self._wanted if piece.id), None)
+
+    def _arguments(self) -> str:
+        return "".join(piece.function.arguments or "" for piece in self._wanted)
+
     def _wants(self) -> WantedTool | None:
         """The call that the model asks for. Raises Retryable if its pieces make none."""
-        if not self._wanted or self._finish_reason == "length":  # a call that was cut off is none
+        if self._finish_reason == "length":  # a call that was cut off is none
             return None
-        call_id = next((piece.id for piece in self._wanted if piece.id), None)
-        name = "".join(piece.function.name or "" for piece in self._wanted)
+        if not self._wanted and (self._finish_reason != "tool_calls" or self._parts):
+            return None
+        call_id = self._call_id()
+        name = "".join(dict.fromkeys(piece.function.name or "" for piece in self._wanted))  # some servers repeat it
         if call_id is None or not name:
             raise Retryable("the model asks for a tool without naming it")
-        return WantedTool(call_id, name, "".join(piece.function.arguments or "" for piece in self._wanted))
+        return WantedTool(call_id, name, self._arguments() or "{}")
 
     def completion(self) -> Completion:
         """The whole answer. Raises Retryable if the stream ended before it did."""
@@ -257,12 +278,10 @@ class _Answer:
         text = "".join(self._parts)
         passages = len(self._prompt.passages)
         cited = (int(mark) - 1 for mark in _CITED.findall(text))
-        read = sum(
-            len(part)
-            for part in (*(m.content for m in self._prompt.messages), *(p.text for p in self._prompt.passages))
-        )
+        written = len(text) + len(self._arguments())
         usage = self._usage or _Usage(
-            prompt_tokens=-(-read // CHARS_PER_TOKEN), completion_tokens=-(-len(text) // CHARS_PER_TOKEN)
+            prompt_tokens=-(-_length(self._prompt) // CHARS_PER_TOKEN),
+            completion_tokens=-(-written // CHARS_PER_TOKEN),
         )
         wants = self._wants()
         finish_reason: Literal["stop", "length", "tool"] = "length" if self._finish_reason == "length" else "stop"
@@ -276,6 +295,15 @@ class _Answer:
             wants=wants,
             usage_estimated=self._usage is None,
         )
+
+
+def _length(prompt: Prompt) -> int:
+    """Characters that the model reads."""
+    parts = [message.content for message in prompt.messages]
+    parts += [message.wants.arguments for message in prompt.messages if message.wants is not None]
+    parts += [passage.text for passage in prompt.passages]
+    parts += [tool.description + json.dumps(dict(tool.parameters)) for tool in prompt.tools]
+    return sum(map(len, parts))
 
 
 def _wire_message(message: Message) -> dict[str, object]:

@@ -163,19 +163,89 @@ def test_tools_are_offered_as_the_api_has_them_one_call_at_a_time_and_not_at_all
     with_server(use)
 
 
-@pytest.mark.parametrize(
-    "mark", ["TOOL:search", "TOOLS2:search", "TOOL:search FAULT:whole", "TOOLS2:search FAULT:whole"]
-)
-def test_the_first_call_of_a_tool_is_put_together_from_its_pieces_and_its_tokens_are_counted(mark: str) -> None:
-    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+def answer_to(mark: str) -> Completion:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> Completion:
         del server
         _, completion = await collect(llm, wanting(mark))
-        assert completion.wants is not None
-        assert completion.wants.name == "search"
-        assert completion.wants.call_id.endswith("-0")
-        assert json.loads(completion.wants.arguments)["query"].startswith("How long")
-        assert completion.finish_reason == "tool"
-        assert (completion.prompt_tokens, completion.completion_tokens) == (11, 7)
+        return completion
+
+    return with_server(use)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "TOOL:search",
+        "TOOL:search FAULT:whole",
+        "TOOL:search FAULT:index-1",
+        "TOOL:search FAULT:renamed",
+        "TOOLS2:search",
+        "TOOLS2:search FAULT:whole",
+        "TOOLS2:search FAULT:index-0",
+    ],
+)
+def test_the_first_call_of_a_tool_is_put_together_from_its_pieces_and_its_tokens_are_counted(mark: str) -> None:
+    completion = answer_to(mark)
+    arguments = json.dumps({"query": f"How long is it? {mark}"[:50]})
+    assert completion.wants == WantedTool("call-job-1-1-0", "search", arguments)
+    assert (completion.text, completion.finish_reason) == ("", "tool")
+    assert (completion.prompt_tokens, completion.completion_tokens, completion.usage_estimated) == (11, 7, False)
+
+
+def test_tokens_of_a_call_are_estimated_from_its_arguments_where_none_are_reported() -> None:
+    completion = answer_to("TOOL:search FAULT:no-usage")
+    assert completion.wants is not None
+    assert completion.usage_estimated
+    assert completion.completion_tokens == pytest.approx(len(completion.wants.arguments) / 4, abs=1)
+    read = "How long is it? TOOL:search FAULT:no-usage It is 310 metres long. Two metres deep."
+    assert completion.prompt_tokens > (len(read) + len(json.dumps(dict(SEARCH.parameters)))) / 4
+
+
+def test_a_call_without_arguments_has_none_as_json() -> None:
+    completion = answer_to("TOOL:search FAULT:bare")
+    assert completion.wants == WantedTool("call-job-1-1-0", "search", "{}")
+
+
+def test_a_call_cut_off_by_the_token_limit_is_no_call() -> None:
+    completion = answer_to("TOOL:search FAULT:length")
+    assert completion.wants is None
+    assert completion.finish_reason == "length"
+    assert (completion.prompt_tokens, completion.completion_tokens) == (11, 7)
+
+
+@pytest.mark.parametrize("fault", ["nameless", "callless", "cut", "malformed"])
+def test_half_a_call_or_one_of_no_tool_is_retryable_and_shows_nothing_of_the_prompt(fault: str) -> None:
+    with pytest.raises(Retryable) as failed:
+        answer_to(f"a secret TOOL:search FAULT:{fault}")
+    assert "secret" not in str(failed.value)
+
+
+def test_every_call_has_an_id_of_its_own() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        del server
+        answers = [await collect(llm, wanting("TOOL:search")) for _ in range(3)]
+        assert len({completion.wants.call_id for _, completion in answers if completion.wants is not None}) == 3
+
+    with_server(use)
+
+
+def test_a_call_that_the_tool_has_answered_leads_to_an_answer_that_knows_what_it_said() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        asked = wanting("TOOL:search")
+        _, first = await collect(llm, asked)
+        assert first.wants is not None
+        turns = (
+            *asked.messages,
+            Message("assistant", first.text, first.wants),
+            Message("tool", "310 m, says TOOL:search", answers=first.wants.call_id),
+        )
+        _, second = await collect(llm, replace(asked, messages=turns))
+        assert second.wants is None
+        assert second.finish_reason == "stop"
+        assert "310 m, says TOOL:search" in second.text
+        messages = server.calls[1].body["messages"]
+        assert isinstance(messages, list)
+        assert messages[-2]["tool_calls"][0]["id"] == messages[-1]["tool_call_id"] == first.wants.call_id
 
     with_server(use)
 
