@@ -40,3 +40,16 @@ def test_every_commit_that_was_acknowledged_survives_kill_9(tmp_path: Path) -> N
 
     asyncio.run(look())
     assert len(acknowledged) >= 4 * 100 - AT_ONCE
+
+
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    async def open_at_once(file: Path) -> None:
+        stores = [SqliteStore(file) for _ in range(8)]
+        try:
+            await asyncio.gather(*(store.register(f"o{n}", f"c{n}", 30.0) for n, store in enumerate(stores)))
+        finally:
+            for store in stores:
+                await store.close()
+
+    for run in range(60):
+        asyncio.run(open_at_once(tmp_path / f"{run}.sqlite"))
