@@ -25,17 +25,22 @@ from typing import TypeVar, cast
 from filelock import FileLock, Timeout
 
 from connectors.vector_index.payload import (
+    HIDDEN_TENANT,
+    STATE_FIELDS,
+    TENANT,
     check_collection_name,
     check_dimensions,
     check_vector,
     is_collection_name,
     missing_collection,
+    shown,
     to_floats,
     to_hit,
     to_payload,
     to_point,
+    to_state,
 )
-from connectors.vector_index.port import Hit, Point, VectorIndex
+from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable
 
 try:
@@ -111,6 +116,20 @@ class EdgeIndex(VectorIndex):
         if points:
             await self._write(upsert)
 
+    async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+        """Set fields of the points, as one operation of the engine's log."""
+
+        def show() -> edge.EdgeShard:
+            opened = self._find(collection)
+            if opened is None:
+                raise missing_collection(collection)
+            wanted = edge.Filter(must=[edge.HasIdCondition(set(ids))])
+            opened.shard.update(edge.UpdateOperation.set_payload_by_filter(wanted, shown(tenant, revision)))
+            return opened.shard
+
+        if ids:
+            await self._write(show)
+
     async def delete_document(
         self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
     ) -> None:
@@ -137,7 +156,7 @@ class EdgeIndex(VectorIndex):
             request = edge.QueryRequest(
                 limit=limit,
                 query=edge.Query.Nearest(to_floats(vector)),
-                filter=edge.Filter(must=[_equals("tenant", tenant)]),
+                filter=edge.Filter(must=[_equals(TENANT, tenant)]),
                 with_payload=True,
             )
             return tuple(to_hit(str(found.id), found.payload, found.score) for found in opened.shard.query(request))
@@ -145,34 +164,53 @@ class EdgeIndex(VectorIndex):
         return await self._read(search)
 
     async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
-        """All points of one document, by ordinal."""
+        """The visible points of one document, by ordinal."""
 
-        def scroll() -> tuple[Point, ...]:
-            opened = self._find(collection)
-            points: list[Point] = []
-            start: edge.PointId | None = None
-            while opened is not None:
-                request = edge.ScrollRequest(
-                    offset=start,
-                    limit=_SCROLL_POINTS,
-                    filter=_of_document(tenant, document_id),
-                    with_payload=True,
-                    with_vector=True,
-                )
-                records, start = opened.shard.scroll(request)
-                points += [to_point(str(r.id), r.payload, cast("list[float]", r.vector)) for r in records]
-                if start is None:
-                    break
-            return tuple(sorted(points, key=lambda point: point.ordinal))
+        def points() -> tuple[Point, ...]:
+            visible = edge.Filter(must=[_equals(TENANT, tenant), _equals("document_id", document_id)])
+            records = self._scroll(collection, visible, vectors=True)
+            found = (to_point(str(r.id), r.payload, cast("list[float]", r.vector)) for r in records)
+            return tuple(sorted(found, key=lambda point: point.ordinal))
 
-        return await self._read(scroll)
+        return await self._read(points)
+
+    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
+        """All points of one document."""
+
+        def states() -> tuple[PointState, ...]:
+            records = self._scroll(collection, _of_document(tenant, document_id), vectors=False)
+            return tuple(to_state(str(record.id), record.payload) for record in records)
+
+        return await self._read(states)
+
+    def _scroll(self, collection: str, wanted: edge.Filter, *, vectors: bool) -> Iterator[edge.Record]:
+        opened = self._find(collection)
+        start: edge.PointId | None = None
+        while opened is not None:
+            request = edge.ScrollRequest(
+                offset=start,
+                limit=_SCROLL_POINTS,
+                filter=wanted,
+                with_payload=True if vectors else list(STATE_FIELDS),
+                with_vector=vectors,
+            )
+            records, start = opened.shard.scroll(request)
+            yield from records
+            if start is None:
+                break
 
     async def count(self, collection: str) -> int:
-        """Points in the collection, exact."""
+        """Visible points in the collection, exact."""
 
         def count() -> int:
             opened = self._find(collection)
-            return 0 if opened is None else opened.shard.count(edge.CountRequest(exact=True))
+            return (
+                0
+                if opened is None
+                else opened.shard.count(
+                    edge.CountRequest(exact=True, filter=edge.Filter(must=[edge.IsEmptyCondition(HIDDEN_TENANT)]))
+                )
+            )
 
         return await self._read(count)
 
@@ -230,7 +268,7 @@ class EdgeIndex(VectorIndex):
                 optimizers=edge.EdgeOptimizersConfig(indexing_threshold=_NO_GRAPH_KB),
             ),
         )
-        for name, is_tenant in (("tenant", True), ("document_id", False)):
+        for name, is_tenant in ((TENANT, True), (HIDDEN_TENANT, False), ("document_id", False)):
             shard.update(edge.UpdateOperation.create_field_index(name, edge.KeywordIndexParams(is_tenant=is_tenant)))
         shard.flush()
         shard.close()
@@ -335,6 +373,7 @@ def _equals(name: str, value: str) -> edge.FieldCondition:
 
 def _of_document(tenant: str, document_id: str, *, keep: frozenset[str] = frozenset()) -> edge.Filter:
     return edge.Filter(
-        must=[_equals("tenant", tenant), _equals("document_id", document_id)],
+        must=[_equals("document_id", document_id)],
+        should=[_equals(TENANT, tenant), _equals(HIDDEN_TENANT, tenant)],
         must_not=[edge.HasIdCondition(set(keep))],
     )

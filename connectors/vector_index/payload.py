@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from connectors.vector_index.port import Hit, Point
+from connectors.vector_index.port import Hit, Point, PointState
 from schemas.errors import Fatal, Poison
+
+TENANT = "tenant"
+HIDDEN_TENANT = "hidden_tenant"
+STATE_FIELDS = ("version", "revision", HIDDEN_TENANT)
 
 _FLOAT_BYTES = 4
 # What both a Qdrant server and a file system accept; the first character leaves dot files to the index itself.
@@ -51,16 +55,27 @@ def to_floats(vector: bytes) -> list[float]:
 
 
 def to_payload(point: Point) -> dict[str, str | int | None]:
-    """All of a point but its id and vector."""
+    """All of a point but its id and vector.
+
+    A hidden point has its tenant in another field than the one that searches filter by, so that hiding costs them
+    nothing: a second condition made them 16 times slower.
+    """
     return {
-        "tenant": point.tenant,
+        TENANT: point.tenant if point.visible else None,
+        HIDDEN_TENANT: None if point.visible else point.tenant,
         "document_id": point.document_id,
         "uri": point.uri,
         "ordinal": point.ordinal,
         "label": point.label,
         "text": point.text,
         "version": point.version,
+        "revision": point.revision,
     }
+
+
+def shown(tenant: str, revision: int) -> dict[str, str | int | None]:
+    """The fields that make a hidden point visible."""
+    return {TENANT: tenant, HIDDEN_TENANT: None, "revision": revision}
 
 
 def to_point(point_id: str, payload: Mapping[str, object] | None, vector: Sequence[float]) -> Point:
@@ -76,7 +91,17 @@ def to_point(point_id: str, payload: Mapping[str, object] | None, vector: Sequen
         text=read.text,
         vector=np.asarray(vector, dtype="<f4").tobytes(),
         version=read.version,
+        revision=read.revision,
     )
+
+
+def to_state(point_id: str, payload: Mapping[str, object] | None) -> PointState:
+    """What a writer must know of a point, from the fields of STATE_FIELDS. Fatal if another than Headrace wrote it."""
+    try:
+        read = _State.model_validate(payload or {})
+    except ValidationError:
+        raise _foreign(point_id, "its version and revision") from None
+    return PointState(point_id, read.version, read.revision, read.hidden_tenant is None)
 
 
 def to_hit(point_id: str, payload: Mapping[str, object] | None, score: float) -> Hit:
@@ -93,14 +118,19 @@ def to_hit(point_id: str, payload: Mapping[str, object] | None, score: float) ->
     )
 
 
-class _Payload(BaseModel):
+class _State(BaseModel):
+    version: str | None = None
+    revision: int = 0
+    hidden_tenant: str | None = None
+
+
+class _Payload(_State):
     tenant: str
     document_id: str
     uri: str | None
     ordinal: int
     label: str | None
     text: str
-    version: str | None = None
 
 
 def _read(point_id: str, payload: Mapping[str, object] | None) -> _Payload:
@@ -108,7 +138,10 @@ def _read(point_id: str, payload: Mapping[str, object] | None) -> _Payload:
         return _Payload.model_validate(payload)
     except ValidationError as error:
         fields = ", ".join(str(at) for problem in error.errors() for at in problem["loc"])
-        raise Fatal(
-            f"point {point_id} was not written by Headrace (payload lacks {fields or 'everything'}): "
-            "give Headrace a collection of its own"
-        ) from None
+        raise _foreign(point_id, fields or "everything") from None
+
+
+def _foreign(point_id: str, lacks: str) -> Fatal:
+    return Fatal(
+        f"point {point_id} was not written by Headrace (payload lacks {lacks}): give Headrace a collection of its own"
+    )

@@ -18,6 +18,18 @@ class Point:
     text: str
     vector: bytes  # float32, little-endian, 4 x dimensions bytes, unit length
     version: str | None = None  # of the document, as whoever wrote the point names it
+    revision: int = 0  # of the document: what has a lower one is older
+    visible: bool = True  # whether readers find it; one that is hidden waits to be shown, or remembers a delete
+
+
+@dataclass(frozen=True)
+class PointState:
+    """What a writer must know of a point that is there, hidden or not."""
+
+    id: str
+    version: str | None
+    revision: int
+    visible: bool
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,10 @@ class VectorIndex(Protocol):
         """Write points; those with the same id are replaced."""
         ...
 
+    async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+        """Let readers find a tenant's points, as part of that revision; ids that are not there are ignored."""
+        ...
+
     async def delete_document(
         self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
     ) -> None:
@@ -55,15 +71,19 @@ class VectorIndex(Protocol):
         ...
 
     async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
-        """The `limit` nearest points of that tenant, best first; empty if the collection does not exist."""
+        """The `limit` nearest visible points of that tenant, best first; empty if the collection does not exist."""
         ...
 
     async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
-        """All points of one document, by ordinal, vectors included."""
+        """The points of one document that readers find, by ordinal, vectors included."""
+        ...
+
+    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
+        """All points of one document, the hidden ones included, in no order."""
         ...
 
     async def count(self, collection: str) -> int:
-        """Points in the collection, exact; 0 if it does not exist."""
+        """Points in the collection that readers find, exact; 0 if it does not exist."""
         ...
 
     async def close(self) -> None:

@@ -5,24 +5,29 @@ exact, is the server's configuration.
 """
 # ruff: noqa: PLC0415 -- qdrant_client takes 1.7 s to import, and only processes with a server need it
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from connectors.vector_index.payload import (
+    HIDDEN_TENANT,
+    STATE_FIELDS,
+    TENANT,
     check_collection_name,
     check_dimensions,
     check_vector,
     is_collection_name,
     missing_collection,
+    shown,
     to_floats,
     to_hit,
     to_payload,
     to_point,
+    to_state,
 )
-from connectors.vector_index.port import Hit, Point, VectorIndex
+from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ IN_MEMORY = ":memory:"
 
 _UPSERT_POINTS = 256  # per request: 1024 dimensions as JSON stay under 6 MB of the server's default limit of 32 MB
 _SCROLL_POINTS = 256
+_SHOW_POINTS = 4_096  # ids, of 40 bytes each
 
 
 class QdrantIndex(VectorIndex):
@@ -85,7 +91,7 @@ class QdrantIndex(VectorIndex):
         check_dimensions(collection, await self._find(collection) or dimensions, dimensions)
         if not self._has_payload_indexes:
             return
-        for name, is_tenant in (("tenant", True), ("document_id", False)):
+        for name, is_tenant in ((TENANT, True), (HIDDEN_TENANT, False), ("document_id", False)):
             schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=is_tenant)
             with self._classed(collection):
                 await self._client.create_payload_index(collection, name, field_schema=schema, wait=True)
@@ -108,6 +114,17 @@ class QdrantIndex(VectorIndex):
             ]
             with self._classed(collection):
                 await self._client.upsert(collection, batch, wait=True)
+
+    async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+        """Set fields of the points, 4,096 points per request."""
+        from qdrant_client import models
+
+        if await self._find(collection) is None:
+            raise missing_collection(collection)
+        for first in range(0, len(ids), _SHOW_POINTS):
+            wanted = models.Filter(must=[models.HasIdCondition(has_id=list(ids[first : first + _SHOW_POINTS]))])
+            with self._classed(collection):
+                await self._client.set_payload(collection, shown(tenant, revision), points=wanted, wait=True)
 
     async def delete_document(
         self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
@@ -132,38 +149,57 @@ class QdrantIndex(VectorIndex):
             found = await self._client.query_points(
                 collection,
                 query=to_floats(vector),
-                query_filter=_where(tenant=tenant),
+                query_filter=_where(**{TENANT: tenant}),
                 limit=limit,
                 with_payload=True,
             )
         return tuple(to_hit(str(point.id), point.payload, point.score) for point in found.points)
 
     async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
-        """All points of one document, by ordinal."""
+        """The visible points of one document, by ordinal."""
+        found = [
+            to_point(str(record.id), record.payload, cast("list[float]", record.vector))
+            async for record in self._scroll(
+                collection, _where(**{TENANT: tenant, "document_id": document_id}), vectors=True
+            )
+        ]
+        return tuple(sorted(found, key=lambda point: point.ordinal))
+
+    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
+        """All points of one document."""
+        records = self._scroll(collection, _of_document(tenant, document_id), vectors=False)
+        return tuple([to_state(str(record.id), record.payload) async for record in records])
+
+    async def _scroll(
+        self, collection: str, wanted: "models.Filter", *, vectors: bool
+    ) -> AsyncIterator["models.Record"]:
         if await self._find(collection) is None:
-            return ()
-        points: list[Point] = []
+            return
         start: models.ExtendedPointId | None = None
         while True:
             with self._classed(collection):
                 records, start = await self._client.scroll(
                     collection,
-                    scroll_filter=_of_document(tenant, document_id),
+                    scroll_filter=wanted,
                     offset=start,
                     limit=_SCROLL_POINTS,
-                    with_payload=True,
-                    with_vectors=True,
+                    with_payload=True if vectors else list(STATE_FIELDS),
+                    with_vectors=vectors,
                 )
-            points += [to_point(str(r.id), r.payload, cast("list[float]", r.vector)) for r in records]
+            for record in records:
+                yield record
             if start is None:
-                return tuple(sorted(points, key=lambda point: point.ordinal))
+                return
 
     async def count(self, collection: str) -> int:
-        """Points in the collection, exact."""
+        """Visible points in the collection, exact."""
+        from qdrant_client import models
+
         if await self._find(collection) is None:
             return 0
+        visible = models.Filter(must=[models.IsEmptyCondition(is_empty=models.PayloadField(key=HIDDEN_TENANT))])
         with self._classed(collection):
-            return (await self._client.count(collection, exact=True)).count
+            return (await self._client.count(collection, visible, exact=True)).count
 
     async def close(self) -> None:
         """Close the connections."""
@@ -260,4 +296,9 @@ def _where(**equal: str) -> "models.Filter":
 
 
 def _of_document(tenant: str, document_id: str) -> "models.Filter":
-    return _where(tenant=tenant, document_id=document_id)
+    """Its points, the hidden ones included."""
+    from qdrant_client import models
+
+    wanted = _where(document_id=document_id)
+    either = (_where(**{TENANT: tenant}), _where(**{HIDDEN_TENANT: tenant}))
+    return models.Filter(must=wanted.must, should=list(either))

@@ -35,7 +35,7 @@ from connectors.kafka.record import OutgoingRecord, Record
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
-from connectors.vector_index.port import Hit, Point, VectorIndex
+from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
 
 POINTS = ("after-claim", "after-inference", "after-ledger", "after-sink", "during-snapshot", "after-upsert")
 SNAPSHOT_S = 0.02  # in which a kill "during the snapshot" falls: bytewax writes its rows within some milliseconds
@@ -137,10 +137,17 @@ class MortalIndex(VectorIndex):
         await self._inner.upsert(collection, points)
         self._killer.passing("after-upsert")
 
+    async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+        await self._inner.show(collection, ids, tenant=tenant, revision=revision)
+        self._killer.passing("after-show")
+
     async def delete_document(
         self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
     ) -> None:
         await self._inner.delete_document(collection, tenant=tenant, document_id=document_id, keep=keep)
+
+    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
+        return await self._inner.states(collection, tenant=tenant, document_id=document_id)
 
     async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
         return await self._inner.search(collection, vector, tenant=tenant, limit=limit)

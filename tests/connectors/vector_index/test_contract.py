@@ -187,6 +187,47 @@ def test_tenant_never_deletes_anothers_points(new_index: NewIndex, collection: s
     assert asyncio.run(scenario()) == ["zenith"]
 
 
+def test_hidden_points_are_found_by_nobody_until_they_are_shown(
+    new_index: NewIndex, collection: str, point: MakePoint, unit: Unit
+) -> None:
+    async def scenario() -> None:
+        async with opened(new_index, collection) as index:
+
+            async def found() -> tuple[list[int], list[int], int]:
+                hits = await index.search(collection, unit(0), tenant="acme", limit=10)
+                listed = await index.list_document(collection, tenant="acme", document_id="report")
+                return sorted(h.ordinal for h in hits), [p.ordinal for p in listed], await index.count(collection)
+
+            await index.upsert(collection, [replace(point(n), revision=1) for n in (0, 1)])
+            fresh = [replace(point(n), revision=2, version="v/2", visible=False) for n in (2, 3)]
+            await index.upsert(collection, fresh)
+            assert await found() == ([0, 1], [0, 1], 2)
+            states = await index.states(collection, tenant="acme", document_id="report")
+            assert {(state.revision, state.visible, state.version) for state in states} == {
+                (1, True, None),
+                (2, False, "v/2"),
+            }
+            await index.show(collection, [p.id for p in fresh] + [str(uuid4())], tenant="acme", revision=3)
+            assert await found() == ([0, 1, 2, 3], [0, 1, 2, 3], 4)
+            states = await index.states(collection, tenant="acme", document_id="report")
+            assert sorted(state.revision for state in states) == [1, 1, 3, 3]
+            assert all(state.visible for state in states)
+
+    asyncio.run(scenario())
+
+
+def test_states_of_a_large_document_come_whole_and_of_that_tenant_only(
+    new_index: NewIndex, collection: str, point: MakePoint
+) -> None:
+    async def scenario() -> int:
+        async with opened(new_index, collection) as index:
+            await index.upsert(collection, [point(n) for n in range(1_500)])
+            await index.upsert(collection, [point(n, tenant="zenith") for n in range(3)])
+            return len(await index.states(collection, tenant="acme", document_id="report"))
+
+    assert asyncio.run(scenario()) == 1_500
+
+
 @pytest.mark.parametrize("limit", [1, 3, 100])
 def test_search_returns_no_more_than_the_limit(
     new_index: NewIndex, collection: str, point: MakePoint, unit: Unit, limit: int
@@ -284,6 +325,7 @@ def test_missing_collection_reads_as_empty(new_index: NewIndex, collection: str,
             assert await index.count(missing) == 0
             assert await index.search(missing, unit(0), tenant="acme", limit=3) == ()
             assert await index.list_document(missing, tenant="acme", document_id="report") == ()
+            assert await index.states(missing, tenant="acme", document_id="report") == ()
             await index.delete_document(missing, tenant="acme", document_id="report")
 
     asyncio.run(scenario())
@@ -292,10 +334,13 @@ def test_missing_collection_reads_as_empty(new_index: NewIndex, collection: str,
 def test_write_to_a_missing_collection_is_fatal(new_index: NewIndex, collection: str, point: MakePoint) -> None:
     async def scenario() -> None:
         async with opened(new_index, collection) as index:
-            await index.upsert(f"{collection}-missing", [point(0)])
+            with pytest.raises(Fatal, match="does not exist"):
+                await index.upsert(f"{collection}-missing", [point(0)])
 
-    with pytest.raises(Fatal, match="does not exist"):
-        asyncio.run(scenario())
+            with pytest.raises(Fatal, match="does not exist"):
+                await index.show(f"{collection}-missing", [point(0).id], tenant="acme", revision=1)
+
+    asyncio.run(scenario())
 
 
 OPERATIONS = st.lists(
