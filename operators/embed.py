@@ -53,6 +53,7 @@ async def embed_chunks(chunked: ChunkedDocument, embedder: Embedder) -> Document
         collection=document.collection,
         op=document.op,
         uri=document.uri,
+        revision=document.revision,
         version=document.version,
         model=embedder.model,
         dimensions=embedder.dimensions,

@@ -6,16 +6,19 @@ Dead letters: a missing, too large or changed file (`sha256`), one without text,
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
+from connectors.kafka.record import Record
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
+from schemas.dead_letter import first_produced_at
 from schemas.documents import DocumentExtracted, DocumentUploaded, SectionMark
 from schemas.errors import Poison
 
@@ -26,6 +29,9 @@ EXTRACT = OffloadPolicy(
     timeout_s=120.0,  # of reading and parsing, with the wait for a free parser
     keep_key_order=True,
 )
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,20 @@ def check_digest(data: bytes, upload: DocumentUploaded) -> None:
         raise Poison(f"{upload.uri} has sha256 {found}, the upload announced {upload.sha256}: upload it again")
 
 
+def revision_of(upload: DocumentUploaded, record: Record) -> int:
+    """What orders this version of the document among the others: the producer's number, else microseconds.
+
+    An upload is not from later than Kafka has it: one wrong clock must not keep all later versions out.
+    """
+    if upload.revision is not None:
+        return upload.revision
+    return (min(upload.uploaded_at, first_produced_at(record.headers, record.timestamp)) - _EPOCH) // timedelta(
+        microseconds=1
+    )
+
+
 async def read_text(
-    upload: DocumentUploaded, store: ObjectStore, parser: Parser, policy: ExtractPolicy
+    upload: DocumentUploaded, revision: int, store: ObjectStore, parser: Parser, policy: ExtractPolicy
 ) -> DocumentExtracted:
     """The text of an upload; a delete passes through without any."""
     parts: dict[str, object] = {}
@@ -60,7 +78,7 @@ async def read_text(
         sections = tuple(SectionMark(start=section.start, label=section.label) for section in parsed.sections)
         parts = {"text": parsed.text, "media_type": parsed.media_type, "title": parsed.title, "sections": sections}
     identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri", "version"})
-    return DocumentExtracted.model_validate(identity | parts)
+    return DocumentExtracted.model_validate(identity | parts | {"revision": revision})
 
 
 @operator
@@ -75,6 +93,7 @@ def extract(
     """Read and parse each upload, in order per document."""
 
     async def work(envelope: Envelope[DocumentUploaded]) -> DocumentExtracted:
-        return await read_text(envelope.body, store, parser, policy)
+        upload = envelope.body
+        return await read_text(upload, revision_of(upload, envelope.record), store, parser, policy)
 
     return offload("work", up, work, body=DocumentUploaded, policy=EXTRACT, runtime=runtime)

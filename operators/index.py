@@ -1,9 +1,13 @@
 """Vectors to the index.
 
-Guarantee: when a document is reported as indexed, its points survive a crash and its former ones are gone. New points
-are written before old ones are deleted, so that a reader never finds less than the old version. State: offload's
-pending documents. Dead letters: what the index refuses.
+Guarantee: when a document is reported as indexed, its points survive a crash and its former ones are gone. A reader
+never finds less than the old version, nor half of the new one. A version that comes late, after a newer one or a
+delete, changes nothing. State: offload's pending documents; what was deleted is remembered in the index itself. Dead
+letters: what the index refuses.
 """
+
+import struct
+from dataclasses import replace
 
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
@@ -14,8 +18,12 @@ from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.documents import DocumentEmbedded, DocumentIndexed
+from schemas.errors import Retryable
+from schemas.event import derive_id
 
 INDEX = OffloadPolicy(dependency="vector_index", capacity=64, backlog=64, timeout_s=60.0, keep_key_order=True)
+DELETED = "deleted"
+"""The version of a document that is no more."""
 
 
 def points(document: DocumentEmbedded) -> list[Point]:
@@ -33,21 +41,58 @@ def points(document: DocumentEmbedded) -> list[Point]:
             text=chunk.text,
             vector=chunk.vector,
             version=version,
+            revision=document.revision or 0,
         )
         for chunk in chunks
     ]
 
 
 async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> DocumentIndexed:
-    """Make the index hold exactly this version of the document; a delete holds nothing."""
-    written = points(document)
-    await vectors.open(document.collection, document.dimensions)
-    if written:
-        await vectors.upsert(document.collection, written)
-    keep = frozenset(point.id for point in written)
-    await vectors.delete_document(
-        document.collection, tenant=document.tenant, document_id=document.document_id, keep=keep
+    """Make readers find exactly this version of the document, unless a newer one is there; a delete has no points.
+
+    Write new, verify, switch, delete old: what readers find never is less than the old version, whatever fails in
+    between, and each step may be repeated. New points are hidden until the switch; those of unchanged text stay.
+    """
+    name, revision = document.collection, document.revision or 0
+    of_document = {"tenant": document.tenant, "document_id": document.document_id}
+    await vectors.open(name, document.dimensions)
+    held = await vectors.states(name, **of_document)
+    newest = max((point.revision for point in held if point.visible or point.version == DELETED), default=0)
+    if newest > revision:
+        return _indexed(document, sum(point.visible for point in held), superseded=True)
+
+    wanted = points(document) or [_tombstone(document)]
+    found_already = {point.id for point in held if point.visible}
+    fresh = [point for point in wanted if point.id not in found_already]
+    await vectors.upsert(name, [replace(point, visible=False) for point in fresh])
+    written = {point.id for point in await vectors.states(name, **of_document)}
+    missing = sum(point.id not in written for point in fresh)
+    if missing:
+        raise Retryable(f"the index lost {missing} of {len(fresh)} points of document {document.document_id}")
+    await vectors.show(name, [point.id for point in fresh if point.visible], tenant=document.tenant, revision=revision)
+    await vectors.upsert(name, [point for point in wanted if point.id in found_already])
+    await vectors.delete_document(name, **of_document, keep=frozenset(point.id for point in wanted))
+    return _indexed(document, sum(point.visible for point in wanted), superseded=False)
+
+
+def _tombstone(document: DocumentEmbedded) -> Point:
+    """Remembers, where readers never look, that a document was deleted, so that a late version stays out."""
+    return Point(
+        id=derive_id("tombstone", document.collection, document.tenant, document.document_id),
+        tenant=document.tenant,
+        document_id=document.document_id,
+        uri=None,
+        ordinal=0,
+        label=None,
+        text="",
+        vector=struct.pack(f"<{document.dimensions}f", 1.0, *(0.0 for _ in range(document.dimensions - 1))),
+        version=DELETED,
+        revision=document.revision or 0,
+        visible=False,
     )
+
+
+def _indexed(document: DocumentEmbedded, chunks: int, *, superseded: bool) -> DocumentIndexed:
     return DocumentIndexed(
         job_id=document.job_id,
         tenant=document.tenant,
@@ -55,9 +100,11 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
         collection=document.collection,
         op=document.op,
         uri=document.uri,
+        revision=document.revision,
         version=document.version,
-        chunks=len(keep),
+        chunks=chunks,
         model=document.model,
+        superseded=superseded,
     )
 
 

@@ -15,7 +15,7 @@ from bytewax.operators import KeyedStream
 
 from connectors.kafka.record import Record
 from operators.envelope import Envelope, Job
-from schemas.dead_letter import DeadLetter, Header
+from schemas.dead_letter import DeadLetter, Header, first_produced_at
 from schemas.errors import Fatal, GaveUp, HeadraceError, Refused, Retryable
 from schemas.event import utc_now
 
@@ -61,6 +61,7 @@ def bury(
         message_key=record.key,
         message_value=record.value,
         message_headers=tuple(Header(name=name, value=value) for name, value in record.headers),
+        produced_at=first_produced_at(record.headers, record.timestamp),
         step=step,
         error_class="retryable" if retryable else "poison",
         error_type=type(error).__name__,

@@ -23,6 +23,7 @@ from connectors.vector_index.port import VectorIndex
 from operators.chunk import ChunkPolicy
 from operators.dedup import digest_of
 from operators.envelope import Envelope
+from operators.extract import revision_of
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
@@ -74,11 +75,18 @@ def version_of(upload: DocumentUploaded, model: str, chunking: ChunkPolicy) -> s
     return derive_id("version", content, upload.uri or "", recipe)
 
 
-async def held_chunks(upload: DocumentUploaded, version: str, vectors: VectorIndex) -> int | None:
-    """How many chunks of this version the index holds, if it holds all of them and no others of the document."""
-    points = await vectors.list_document(upload.collection, tenant=upload.tenant, document_id=upload.document_id)
-    wanted = f"{version}/{len(points)}"
-    return len(points) if points and all(point.version == wanted for point in points) else None
+async def held_chunks(upload: DocumentUploaded, version: str, revision: int, vectors: VectorIndex) -> int | None:
+    """How many chunks of this version the index holds, if it holds all of them and no others of the document.
+
+    They then are of this revision too, so that one between the two stays out when it comes late.
+    """
+    found = await vectors.states(upload.collection, tenant=upload.tenant, document_id=upload.document_id)
+    wanted = f"{version}/{len(found)}"
+    if not found or not all(point.visible and point.version == wanted for point in found):
+        return None
+    older = [point.id for point in found if point.revision < revision]
+    await vectors.show(upload.collection, older, tenant=upload.tenant, revision=revision)
+    return len(found)
 
 
 class _Bucket(StatefulBatchLogic[tuple[str, Envelope[DocumentUploaded]], tuple[str, Envelope[SeenUpload]], _Snapshot]):
@@ -132,7 +140,8 @@ def unchanged(
         upload = envelope.body.upload
         version = version_of(upload, embedder.model, chunking)
         if version is not None and envelope.body.again:
-            chunks = await held_chunks(upload, version, vectors)
+            revision = revision_of(upload, envelope.record)
+            chunks = await held_chunks(upload, version, revision, vectors)
             if chunks is not None:
                 return DocumentIndexed(
                     job_id=upload.job_id,
@@ -140,6 +149,7 @@ def unchanged(
                     document_id=upload.document_id,
                     collection=upload.collection,
                     uri=upload.uri,
+                    revision=revision,
                     chunks=chunks,
                     model=embedder.model,
                 )

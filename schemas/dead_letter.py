@@ -1,5 +1,6 @@
 """The <topic>.dlq topics: what could not be done, with everything that is needed to do it again."""
 
+from datetime import datetime
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,6 +9,9 @@ from schemas.event import Base64Bytes, Identifier, JobEvent, Timestamp, derive_i
 
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
+
+PRODUCED_HEADER = "headrace_first_produced"
+"""Header of a message that was redriven: when it was first produced, RFC 3339. An old upload stays old."""
 
 MAX_REDRIVES = 3
 """How often one message is redriven unless somebody insists: what failed four times has another cause."""
@@ -39,6 +43,9 @@ class DeadLetter(JobEvent):
     message_key: Base64Bytes | None = Field(default=None, description="The original key.")
     message_value: Base64Bytes | None = Field(default=None, description="The original value.")
     message_headers: tuple[Header, ...] = Field(default=(), description="The original headers, in order.")
+    produced_at: Timestamp | None = Field(
+        default=None, description="When the original message was first produced, by its Kafka timestamp."
+    )
     step: str = Field(description="The step that gave up: `ingest.extract`.")
     error_class: Literal["retryable", "poison"] = Field(
         description="`poison`: can never work as it is; `retryable`: attempts or time ran out."
@@ -102,3 +109,14 @@ def redrives(headers: tuple[tuple[str, bytes], ...]) -> int:
     """The redrive counter in a message's headers; 0 if it has none that can be read."""
     counts = [value for name, value in headers if name == REDRIVE_HEADER]
     return int(counts[-1]) if counts and counts[-1].isdigit() and len(counts[-1]) <= _COUNTER_DIGITS else 0
+
+
+def first_produced_at(headers: tuple[tuple[str, bytes], ...], timestamp: datetime) -> datetime:
+    """When a message was first produced: what a redrive says, at most its own Kafka timestamp."""
+    said = [value for name, value in headers if name == PRODUCED_HEADER]
+    if not said:
+        return timestamp
+    try:
+        return min(datetime.fromisoformat(said[-1].decode("ascii")), timestamp)
+    except (ValueError, TypeError):  # not ours: anybody may send this header, and a time without an offset compares not
+        return timestamp

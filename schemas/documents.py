@@ -25,6 +25,13 @@ class DocumentEvent(JobEvent):
         default=None, description="Where the document came from; shown in citations.", max_length=4096
     )
 
+    revision: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="Orders the versions of a document: one never replaces another with a higher revision. A producer "
+        "numbers all of them or none; without numbers they are ordered by `uploaded_at`, in microseconds.",
+    )
     version: str | None = Field(
         default=None,
         description="Names the content and how it is processed, where both are known; set by our flows.",
@@ -62,7 +69,9 @@ class DocumentUploaded(DocumentEvent):
     sha256: Sha256 | None = Field(
         default=None, description="SHA-256 of the bytes behind `uri`; checked when they are read."
     )
-    uploaded_at: Timestamp = Field(default_factory=utc_now, description="When it was uploaded.")
+    uploaded_at: Timestamp = Field(
+        default_factory=utc_now, description="When it was uploaded; of two versions the later one stays."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -145,5 +154,8 @@ class DocumentIndexed(DocumentEvent):
     TYPE: ClassVar[str] = "headrace.document.indexed.v1"
 
     chunks: int = Field(ge=0, description="Points of this document that are now in the index.")
+    superseded: bool = Field(
+        default=False, description="A newer version was there already; this one came late and changed nothing."
+    )
     model: str = Field(description="Embedding model, with its version.")
     indexed_at: Timestamp = Field(default_factory=utc_now, description="When the index had stored the points durably.")

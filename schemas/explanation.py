@@ -307,13 +307,13 @@ class _Case:
                 passed.append(steps[-1])
             yield from (f"{step} is done" for step in passed)
 
-    def _would_put_back(self, letter: DeadLetter) -> bool:
+    def _came_too_late(self, letter: DeadLetter) -> bool:
         return self.evidence.replaced_by is not None and letter.topic.startswith("documents.")
 
     def retry(self) -> Iterator[Retry]:
         for each in self.open:
             letter = each.letter
-            if letter.retryable and letter.redrives < self.max_redrives and not self._would_put_back(letter):
+            if letter.retryable and letter.redrives < self.max_redrives and not self._came_too_late(letter):
                 so_far = f", redriven {letter.redrives} of {self.max_redrives} times" if letter.redrives else ""
                 yield Retry(letter.event_id, f"{letter.step} ran out of attempts or time{so_far}")
 
@@ -330,10 +330,10 @@ class _Case:
                     f"dead letter {letter.event_id} has failed after {letter.redrives} redrives, and the limit is "
                     f"{self.max_redrives}: find the cause first"
                 )
-            elif self._would_put_back(letter):
+            elif self._came_too_late(letter):
                 yield (
                     f"dead letter {letter.event_id}: job {self.evidence.replaced_by} has since indexed the document; a "
-                    "redrive would put the older version back"
+                    "redrive of this older version would change nothing"
                 )
         for each in self.buried:
             if not each.letter.ends_job and each.redriven_at is None:

@@ -22,7 +22,7 @@ from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import OutgoingRecord, RepeatedRecord
 from connectors.kafka.sink import Outbox, ReliableProducer
 from connectors.kafka.stop import Stop
-from schemas.dead_letter import MAX_REDRIVES, REDRIVE_HEADER, DeadLetter, DeadLetterRedriven
+from schemas.dead_letter import MAX_REDRIVES, PRODUCED_HEADER, REDRIVE_HEADER, DeadLetter, DeadLetterRedriven
 from schemas.errors import Fatal, HeadraceError
 from schemas.event import utc_now
 from schemas.topics import dead_letter_topic, dead_letter_topics, topic_of
@@ -370,10 +370,13 @@ def summary(letter: DeadLetter, redriven_at: datetime | None) -> LetterSummary:
 
 
 def repeated(letter: DeadLetter) -> RepeatedRecord:
-    """The original message with its counter one higher; the counter stands last, the other headers as they stood."""
-    others = tuple((header.name, header.value) for header in letter.message_headers if header.name != REDRIVE_HEADER)
-    counter = (REDRIVE_HEADER, str(letter.redrives + 1).encode())
-    return RepeatedRecord(letter.topic, letter.message_key, letter.message_value, (*others, counter))
+    """The original message with its counter one higher; our headers stand last, the other ones as they stood."""
+    ours = [(REDRIVE_HEADER, str(letter.redrives + 1).encode())]
+    if letter.produced_at is not None:
+        ours.append((PRODUCED_HEADER, letter.produced_at.isoformat().encode()))
+    names = {name for name, _ in ours}
+    others = tuple((header.name, header.value) for header in letter.message_headers if header.name not in names)
+    return RepeatedRecord(letter.topic, letter.message_key, letter.message_value, (*others, *ours))
 
 
 def marker_of(letter: DeadLetter) -> DeadLetterRedriven:

@@ -1,0 +1,198 @@
+"""The index step alone: what readers find while versions come in any order and every write may fail."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from random import Random
+from uuid import uuid4
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
+from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
+from operators.index import replace_document
+from schemas.documents import DocumentEmbedded, EmbeddedChunk
+from schemas.errors import Retryable
+from schemas.event import derive_id
+
+VECTOR = b"\0\0\x80?" + b"\0" * 12  # (1, 0, 0, 0)
+READER = b"\0\0\x80?" * 4
+
+
+def embedded(revision: int, texts: Sequence[str]) -> DocumentEmbedded:
+    """A version with a chunk per text; without any it is a delete."""
+    return DocumentEmbedded(
+        job_id=f"job-{revision}",
+        document_id="d",
+        op="upsert" if texts else "delete",
+        revision=revision,
+        version=f"v{revision}",
+        model="m@1",
+        dimensions=4,
+        chunks=tuple(
+            EmbeddedChunk(chunk_id=derive_id("chunk", text), ordinal=n, text=text, vector=VECTOR)
+            for n, text in enumerate(texts)
+        ),
+    )
+
+
+class Failing(VectorIndex):
+    """Fails before or after the writes that it is told to, and lets a reader look after each."""
+
+    def __init__(self, inner: VectorIndex, fails: Sequence[str | None], look: Callable[[], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._fails = list(fails)
+        self._look = look
+
+    async def _write(self, write: Coroutine[None, None, None]) -> None:
+        fails = self._fails.pop(0) if self._fails else None
+        if fails == "before":
+            write.close()
+            raise Retryable("out of reach")
+        await write
+        await self._look()
+        if fails == "after":
+            raise Retryable("the answer was lost")
+
+    async def open(self, collection: str, dimensions: int) -> None:
+        await self._inner.open(collection, dimensions)
+
+    async def upsert(self, collection: str, points: Sequence[Point]) -> None:
+        await self._write(self._inner.upsert(collection, points))
+
+    async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+        await self._write(self._inner.show(collection, ids, tenant=tenant, revision=revision))
+
+    async def delete_document(
+        self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
+    ) -> None:
+        deleting = self._inner.delete_document(collection, tenant=tenant, document_id=document_id, keep=keep)
+        await self._write(deleting)
+
+    async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
+        return await self._inner.search(collection, vector, tenant=tenant, limit=limit)
+
+    async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
+        return await self._inner.list_document(collection, tenant=tenant, document_id=document_id)
+
+    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
+        return await self._inner.states(collection, tenant=tenant, document_id=document_id)
+
+    async def count(self, collection: str) -> int:
+        return await self._inner.count(collection)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+TEXTS = st.lists(st.sampled_from(["a", "b", "c", "e", "f"]), max_size=4, unique=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    versions=st.lists(TEXTS, min_size=1, max_size=5),
+    order=st.randoms(use_true_random=False),
+    fails=st.lists(st.sampled_from([None, None, None, "before", "after"]), max_size=30),
+)
+def test_readers_find_a_whole_version_at_any_moment_and_the_newest_at_the_end(
+    versions: list[list[str]], order: Random, fails: list[str | None]
+) -> None:
+    """Failed attempts are tried again, as `offload` and a restart do; each version may come in any order."""
+    inner = QdrantIndex(IN_MEMORY)
+
+    async def found() -> set[str]:
+        hits = await inner.search("documents", READER, tenant="default", limit=100)
+        return {hit.text for hit in hits}
+
+    async def run() -> None:
+        await inner.open("documents", 4)
+        former: set[str] = set()
+        numbered = list(enumerate(versions, start=1))
+        order.shuffle(numbered)
+        newest = 0
+        for revision, texts in numbered:
+            wanted = set(texts)
+
+            async def look(
+                *, former: set[str] = former, wanted: set[str] = wanted, late: bool = revision < newest
+            ) -> None:
+                seen = await found()
+                assert not late, "a late version wrote"
+                assert former <= seen or wanted <= seen
+                assert wanted <= seen or seen <= former, "half of the new version"
+                assert seen <= former | wanted
+
+            index = Failing(inner, fails, look)
+            while True:
+                try:
+                    indexed = await replace_document(embedded(revision, texts), index)
+                except Retryable:
+                    continue
+                break
+            assert indexed.superseded == (revision < newest)
+            newest = max(newest, revision)
+            former = set(versions[newest - 1])
+            assert await found() == former
+            assert indexed.chunks == len(former)
+            assert await inner.count("documents") == len(former)
+        await inner.close()
+
+    asyncio.run(run())
+
+
+def test_half_of_a_new_version_is_not_found_when_the_rest_cannot_be_written() -> None:
+    """A dead letter in the middle leaves the old version, whole and alone."""
+
+    async def run() -> None:
+        inner = QdrantIndex(IN_MEMORY)
+
+        async def nothing() -> None:
+            return None
+
+        await replace_document(embedded(1, ["a", "b"]), inner)
+        gave_up = Failing(inner, [None, "before"], nothing)
+        with suppress(Retryable):
+            await replace_document(embedded(2, ["a", "c", "e"]), gave_up)
+        hits = await inner.search("documents", READER, tenant="default", limit=9)
+        assert {hit.text for hit in hits} == {"a", "b"}
+        late = await replace_document(embedded(1, ["a", "b"]), inner)  # which is not late: nothing newer was shown
+        assert not late.superseded
+        assert len(await inner.states("documents", tenant="default", document_id="d")) == 2
+        await inner.close()
+
+    asyncio.run(run())
+
+
+def test_what_is_deleted_leaves_neither_text_nor_vector_that_anybody_finds() -> None:
+    async def run() -> None:
+        inner = QdrantIndex(IN_MEMORY)
+        await replace_document(embedded(1, ["a", "b"]), inner)
+        await replace_document(embedded(2, []), inner)
+        assert await inner.search("documents", READER, tenant="default", limit=9) == ()
+        assert await inner.list_document("documents", tenant="default", document_id="d") == ()
+        assert await inner.count("documents") == 0
+        await inner.close()
+
+    asyncio.run(run())
+
+
+def test_a_document_id_of_another_tenant_is_another_document() -> None:
+    async def run() -> None:
+        inner = QdrantIndex(IN_MEMORY)
+        mine = embedded(1, ["a"])
+        stranger = mine.model_copy(update={"tenant": "rival", "chunks": (_renamed(mine),)})
+        await replace_document(mine, inner)
+        await replace_document(stranger, inner)
+        await replace_document(embedded(2, []).model_copy(update={"tenant": "rival"}), inner)
+        found = await inner.search("documents", READER, tenant="default", limit=9)
+        assert [hit.text for hit in found] == ["a"]
+        assert await inner.search("documents", READER, tenant="rival", limit=9) == ()
+        await inner.close()
+
+    asyncio.run(run())
+
+
+def _renamed(document: DocumentEmbedded) -> EmbeddedChunk:
+    assert document.chunks is not None
+    return document.chunks[0].model_copy(update={"chunk_id": str(uuid4())})
