@@ -2,52 +2,89 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from connectors.embedder.batcher import Batcher, Rows
-from schemas.errors import Fatal, Poison, Retryable
+from connectors.embedder.batcher import Batcher, Model, Pass, Rows
+from schemas.errors import Fatal, Poison, Retryable, Unavailable
 
 
 @dataclass
-class CountingModel:
-    """Keeps the batches that it was given; waits for the gate, refuses texts with a "!"."""
+class Counted(Pass):
+    count: Callable[[], Rows]
+
+    def ready(self) -> bool:
+        return True
+
+    def rows(self) -> Rows:
+        return self.count()
+
+
+@dataclass
+class CountingModel(Model[list[str]]):
+    """Keeps the batches that it was given; waits for the gate, refuses texts with a "!".
+
+    most_letters: more at once do not fit into its memory.
+    """
 
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     batches: list[list[str]] = field(default_factory=list)
+    most_letters: int = 1_000_000
+    broken: bool = False
 
-    def forward(self, texts: Sequence[str]) -> Rows:
-        self.batches.append(list(texts))
+    def count_tokens(self, text: str) -> int:
+        if "untokenisable" in text:
+            raise ValueError("the text of a document")
+        return len(text)
+
+    def prepare(self, texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
+    def launch(self, prepared: list[str]) -> Counted:
+        self.batches.append(prepared)
         self.entered.set()
         self.gate.wait()
-        if any("!" in text for text in texts):
-            raise MemoryError("the text of a document")
+        return Counted(lambda: self.count(prepared))
+
+    def count(self, texts: list[str]) -> Rows:
+        if len(texts) * max(map(len, texts)) > self.most_letters:
+            raise MemoryError
+        if self.broken or any("!" in text for text in texts):
+            raise ValueError("the text of a document")
         return np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32)
+
+    def ran_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
 
 
 @asynccontextmanager
-async def batching(model: CountingModel, *, batch_tokens: int = 1_000) -> AsyncIterator[Batcher]:
-    batcher = Batcher(model.forward, len, dimensions=2, batch_tokens=batch_tokens)
+async def batching(
+    model: Model[list[str]], *, batch_tokens: int = 1_000, linger_s: float = 0.0
+) -> AsyncIterator[Batcher[list[str]]]:
+    batcher = Batcher(model, dimensions=2, batch_tokens=batch_tokens, linger_s=linger_s)
     try:
         yield batcher
     finally:
-        model.gate.set()
+        if isinstance(model, CountingModel):
+            model.gate.set()
         await batcher.close()
 
 
-async def blocked(model: CountingModel, batcher: Batcher) -> asyncio.Task[Rows]:
+async def blocked(model: CountingModel, batcher: Batcher[list[str]]) -> asyncio.Task[Rows]:
     """A call whose pass has begun and waits at the gate, so that what comes next waits together."""
     first = asyncio.create_task(batcher.embed(["first"]))
     await asyncio.to_thread(model.entered.wait)
     return first
 
 
-async def waiting(batcher: Batcher, *calls: Sequence[str]) -> list[asyncio.Task[Rows]]:
+async def waiting(batcher: Batcher[list[str]], *calls: Sequence[str]) -> list[asyncio.Task[Rows]]:
     tasks = [asyncio.create_task(batcher.embed(texts)) for texts in calls]
     await asyncio.sleep(0)  # each task runs up to its wait
     return tasks
@@ -142,48 +179,144 @@ def test_caller_that_leaves_during_its_pass_harms_nobody() -> None:
     assert asyncio.run(scenario()).tolist() == [[2, 2]]
 
 
-def test_failed_pass_is_retryable_for_those_in_it_and_its_text_stays_out_of_the_message() -> None:
+def test_of_a_pass_that_fails_only_the_text_to_blame_fails_and_stays_out_of_the_message() -> None:
     model = CountingModel()
 
     async def scenario() -> list[Rows | BaseException]:
-        async with batching(model, batch_tokens=10) as batcher:
+        async with batching(model) as batcher:
             await blocked(model, batcher)
-            tasks = await waiting(batcher, ["!", "b"], ["c" * 50])
+            tasks = await waiting(batcher, *(["b", "!a" if n == 5 else "aa"] for n in range(16)))
             model.gate.set()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-    failed, fine = asyncio.run(scenario())
-    assert isinstance(failed, Retryable)
-    assert "MemoryError" in str(failed)
+    outcomes = asyncio.run(scenario())
+    failed = outcomes.pop(5)
+    assert isinstance(failed, Poison)
+    assert "passage 2 of 2: ValueError" in str(failed)
     assert "text of a document" not in str(failed)
-    assert isinstance(fine, np.ndarray)
+    assert all(isinstance(rows, np.ndarray) and rows.tolist() == [[1, 0], [2, 2]] for rows in outcomes)
 
 
-def test_model_goes_on_after_a_failed_pass() -> None:
+@given(texts=st.lists(st.sampled_from(["a", "ba", "c!", "!"]), min_size=1, max_size=40), tokens=st.integers(1, 60))
+def test_whichever_texts_are_bad_exactly_their_calls_fail(texts: list[str], tokens: int) -> None:
     model = CountingModel()
     model.gate.set()
 
-    async def scenario() -> Rows:
-        async with batching(model) as batcher:
-            with pytest.raises(Retryable):
-                await batcher.embed(["!"])
-            return await batcher.embed(["a"])
+    async def scenario() -> list[Rows | BaseException]:
+        async with batching(model, batch_tokens=tokens) as batcher:
+            return await asyncio.gather(*(batcher.embed([text]) for text in texts), return_exceptions=True)
 
-    assert asyncio.run(scenario()).tolist() == [[1, 1]]
+    for text, outcome in zip(texts, asyncio.run(scenario()), strict=True):
+        if "!" in text:
+            assert isinstance(outcome, Poison)
+        else:
+            assert isinstance(outcome, np.ndarray)
+            assert outcome.tolist() == [[len(text), text.count("a")]]
+
+
+def test_out_of_memory_makes_this_pass_and_later_ones_smaller_and_fails_nothing() -> None:
+    model = CountingModel(most_letters=100)
+    model.gate.set()
+
+    async def scenario() -> Rows:
+        async with batching(model, batch_tokens=800) as batcher:
+            await batcher.embed(["a" * 10] * 200)
+            model.batches.clear()
+            return await batcher.embed(["a" * 10] * 200)
+
+    assert asyncio.run(scenario()).tolist() == [[10, 10]] * 200
+    assert max(map(len, model.batches)) <= 10
+
+
+def test_a_text_too_large_for_memory_is_retryable_and_without_any_memory_all_wait() -> None:
+    model = CountingModel(most_letters=100)
+    model.gate.set()
+
+    async def scenario() -> None:
+        async with batching(model, batch_tokens=800) as batcher:
+            with pytest.raises(Retryable, match=r"passage 2 of 2 \(101 tokens\)") as raised:
+                await batcher.embed(["a", "a" * 101])
+            assert not isinstance(raised.value, Unavailable)
+            model.most_letters = 0
+            with pytest.raises(Unavailable):
+                await batcher.embed(["a"])
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_fails_on_everything_is_not_the_fault_of_any_text() -> None:
+    model = CountingModel(broken=True)
+    model.gate.set()
+
+    async def scenario() -> None:
+        async with batching(model) as batcher:
+            with pytest.raises(Fatal, match=r"ValueError.*start the flow again"):
+                await batcher.embed(["a", "b"])
+            model.broken = False
+            assert (await batcher.embed(["a"])).tolist() == [[1, 1]]
+
+    asyncio.run(scenario())
+
+
+def test_a_text_that_cannot_be_tokenised_fails_alone() -> None:
+    model = CountingModel()
+    model.gate.set()
+
+    async def scenario() -> list[Rows | BaseException]:
+        async with batching(model) as batcher:
+            calls = (batcher.embed(["a", "untokenisable"]), batcher.embed(["a"]))
+            return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    bad, good = asyncio.run(scenario())
+    assert isinstance(bad, Poison)
+    assert isinstance(good, np.ndarray)
+
+
+def test_texts_that_come_within_the_linger_share_a_pass() -> None:
+    model = CountingModel()
+    model.gate.set()
+
+    async def scenario() -> None:
+        async with batching(model, batch_tokens=3, linger_s=60.0) as batcher:
+            await asyncio.gather(*(batcher.embed(["a"]) for _ in range(3)))
+
+    asyncio.run(scenario())
+    assert model.batches == [["a", "a", "a"]]
+
+
+def test_the_next_pass_is_begun_before_the_rows_of_the_last_are_fetched() -> None:
+    model = CountingModel()
+    model.gate.set()
+
+    @dataclass
+    class Slow(Counted):
+        number: int
+
+        def ready(self) -> bool:
+            """Once the next one was begun, as on a GPU that has more to do; the last is waited for."""
+            return len(model.batches) > self.number or self.number == 50
+
+    class OnGpu(CountingModel):
+        def launch(self, prepared: list[str]) -> Counted:
+            return Slow(model.launch(prepared).count, len(model.batches))
+
+    async def scenario() -> Rows:
+        async with batching(OnGpu(), batch_tokens=2) as batcher:
+            return await batcher.embed(["a"] * 100)
+
+    assert asyncio.run(scenario()).tolist() == [[1, 1]] * 100
 
 
 def test_classed_error_of_the_model_keeps_its_class() -> None:
-    def refuse(_: Sequence[str]) -> Rows:
-        raise Poison("this text can never be embedded")
+    class Refusing(CountingModel):
+        def launch(self, prepared: list[str]) -> Counted:
+            raise Poison(f"{len(prepared)} text can never be embedded")
 
     async def scenario() -> None:
-        batcher = Batcher(refuse, len, dimensions=2, batch_tokens=10)
-        try:
+        async with batching(Refusing()) as batcher:
             await batcher.embed(["a"])
-        finally:
-            await batcher.close()
 
-    with pytest.raises(Poison):
+    with pytest.raises(Poison, match="can never be embedded"):
         asyncio.run(scenario())
 
 
@@ -210,7 +343,7 @@ def test_closing_refuses_what_waits_and_what_comes() -> None:
 def test_callers_on_several_event_loops_get_their_rows() -> None:
     model = CountingModel()
     model.gate.set()
-    batcher = Batcher(model.forward, len, dimensions=2, batch_tokens=100)
+    batcher = Batcher(model, dimensions=2, batch_tokens=100)
     found: dict[int, float] = {}
 
     def call(n: int) -> None:
