@@ -105,9 +105,22 @@ class Connectors:
         """Text to vectors."""
         from connectors.embedder.sentence_transformer import SentenceTransformerEmbedder
 
-        embedder = SentenceTransformerEmbedder(self._settings.embed_model)
+        settings = self._settings
+        embedder = SentenceTransformerEmbedder(settings.embed_model, precision=settings.embed_precision)
         self._closing.push_async_callback(embedder.close)
         return embedder
+
+    @cached_property
+    def remembering_embedder(self) -> Embedder:
+        """The same for documents, which come again with little changed; questions are not remembered."""
+        if self._settings.embed_cache_bytes == 0:
+            return self.embedder
+        from connectors.embedder.cache import CachedEmbedder
+
+        path = self._settings.data_dir / "embeddings.sqlite"
+        cached = CachedEmbedder(self.embedder, path, max_bytes=self._settings.embed_cache_bytes)
+        self._closing.push_async_callback(cached.close)
+        return cached
 
     @cached_property
     def vectors(self) -> VectorIndex:
@@ -200,11 +213,11 @@ def build(  # noqa: PLR0911  # one return per flow
     at = connectors
     match name:
         case "ingest":
-            return ingest.build(runtime, at.store, at.parser, at.embedder, at.vectors, extraction, chunking)
+            return ingest.build(runtime, at.store, at.parser, at.remembering_embedder, at.vectors, extraction, chunking)
         case "extract":
             return extract.build(runtime, at.store, at.parser, extraction)
         case "embed":
-            return embed.build(runtime, at.store, at.embedder, chunking)
+            return embed.build(runtime, at.store, at.remembering_embedder, chunking)
         case "index":
             return index.build(runtime, at.store, at.vectors)
         case "usage":
@@ -244,7 +257,14 @@ def sketch(name: str) -> Dataflow:
     """The flow of that name on nothing, to be drawn and never run: loads no model, opens no index."""
     absent: Any = _Absent()
     connectors = SimpleNamespace(
-        store=absent, parser=absent, embedder=absent, vectors=absent, llm=absent, ledger=NoLedger(), budgets={}
+        store=absent,
+        parser=absent,
+        embedder=absent,
+        remembering_embedder=absent,
+        vectors=absent,
+        llm=absent,
+        ledger=NoLedger(),
+        budgets={},
     )
     settings = Settings(kafka_bootstrap="localhost")
     topics = KafkaTopics(ReliableProducer("localhost"), settings, name, Stop(), Pressure())

@@ -62,6 +62,14 @@ class Settings(BaseSettings):
     embed_model: str = Field(
         default="all-MiniLM-L6-v2", description="sentence-transformers model: a name or a directory."
     )
+    embed_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Of the model's forward pass; `auto` is the fastest that the hardware does well."
+    )
+    embed_cache_bytes: int = Field(
+        default=2_000_000_000,
+        ge=0,
+        description="Size of `<data_dir>/embeddings.sqlite`, the vectors of texts embedded before; 0: none.",
+    )
     qdrant_url: str | None = Field(
         default=None,
         description="Qdrant server, `http://host:6333`; default: the embedded index in `<data_dir>/vectors`.",

@@ -6,7 +6,6 @@ processes of the node may share the file; each transaction takes the write lock 
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 from connectors.ledger.entry import Entry
 from connectors.ledger.sql import COLUMNS, Apply, Store, entry_of, row_of
+from connectors.sqlite_file import open_write_ahead
 from schemas.errors import Fatal, HeadraceError, Unavailable
 
 T = TypeVar("T")
@@ -139,16 +139,8 @@ class SqliteStore(Store):
             self._path.touch(mode=0o600)  # it holds answers
         except OSError as error:
             raise Fatal(f"ledger {self._path}: {error.strerror}; name another file in HEADRACE_LEDGER") from error
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-        try:
-            _write_ahead(connection)
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return connection
+        self._connection = open_write_ahead(self._path, _SCHEMA, synchronous="FULL", busy_timeout_s=BUSY_TIMEOUT_S)
+        return self._connection
 
     def _classed(self, error: sqlite3.Error) -> HeadraceError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary result code
@@ -168,21 +160,3 @@ class SqliteStore(Store):
 
         await asyncio.get_running_loop().run_in_executor(self._thread, close)
         self._thread.shutdown()
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn the write-ahead log on, which a file needs once.
-
-    Of several processes that open a new file at once, one does it; SQLite refuses the others at once, without its own
-    wait for a lock (https://www.sqlite.org/c3ref/busy_handler.html: where waiting might deadlock).
-    """
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        else:
-            return
-        time.sleep(0.01)

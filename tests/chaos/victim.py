@@ -172,7 +172,7 @@ class Words(Tokenizer):
 class HashEmbedder(Embedder):
     """A vector by hash: starts at once, where a model takes seconds of each of a thousand restarts."""
 
-    model = "hash-1"
+    model: str = "hash-1"
     dimensions = 16
     max_tokens = 256
     tokenizer: Tokenizer = Words()

@@ -14,4 +14,5 @@ def mill(tmp_path: Path) -> Iterator[Mill]:
     with EventLoop() as loop:
         mill = Mill(tmp_path, loop)
         yield mill
+        loop.run(mill.remembering.close(), timeout_s=30)
         loop.run(mill.vectors.close(), timeout_s=30)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from bytewax.testing import TestingSource, run_main
 
+from connectors.embedder.cache import CachedEmbedder
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
 from connectors.kafka.record import Record
@@ -22,6 +23,7 @@ from operators.extract import ExtractPolicy
 from operators.runtime import Runtime
 from schemas.dead_letter import REDRIVE_HEADER
 from schemas.documents import DocumentUploaded
+from schemas.errors import Poison
 from tests.chaos.victim import HashEmbedder
 from tests.memory_topics import Entry, MemoryTopics, record
 
@@ -34,6 +36,8 @@ class Counting(HashEmbedder):
 
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         self.texts += texts
+        if any("Unembeddable" in text for text in texts):
+            raise Poison("the model fails on this")
         return await super().embed(texts)
 
 
@@ -45,24 +49,25 @@ class Mill:
         self._loop = loop
         self._entries: list[Entry] = []
         self.embedder = Counting()
+        self.remembering = CachedEmbedder(self.embedder, directory / "embeddings.sqlite", max_bytes=1_000_000)
         self.vectors = EdgeIndex(directory / "vectors")
         self.chunking = ChunkPolicy(40, 5)
 
-    def ingest(self, *uploads: DocumentUploaded, redriven: bool = False) -> MemoryTopics:
+    def ingest(self, *uploads: DocumentUploaded, redriven: bool = False, remember: bool = False) -> MemoryTopics:
         """One process: what was uploaded since the former one."""
         for upload in uploads:
             entry = record(upload, offset=len(self._entries))
             self._entries.append(replace(entry, headers=((REDRIVE_HEADER, b"1"),)) if redriven else entry)
-        return self.run()
+        return self.run(remember=remember)
 
-    def run(self, *records: Record) -> MemoryTopics:
+    def run(self, *records: Record, remember: bool = False) -> MemoryTopics:
         """One process: what was uploaded since the former one, as it lies on the topic."""
         self._entries += records
         self._entries.append(TestingSource.EOF())
         topics = MemoryTopics(self._entries)
         parser = ProcessParser(workers=1)
         store = ObjectStore(str(self._directory / "objects"), file_roots=(self._directory,))
-        embedder: Embedder = self.embedder
+        embedder: Embedder = self.remembering if remember else self.embedder
         try:
             with RecoveryDirectory(self._directory / "ingest") as recovery:
                 runtime = Runtime(topics, self._loop, Stop())

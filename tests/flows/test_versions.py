@@ -91,3 +91,25 @@ def test_a_clock_that_runs_years_ahead_does_not_keep_later_versions_out(mill: Mi
 def test_versions_of_one_tenant_say_nothing_about_those_of_another(mill: Mill) -> None:
     mill.ingest(version(2, "Two.", tenant="acme"), version(1, "One."))
     assert mill.texts("d") == ["One."]
+
+
+def test_of_a_changed_document_only_the_changed_chunks_are_embedded_and_vanished_ones_are_gone(mill: Mill) -> None:
+    parts = [" ".join(f"{word}{n}" for n in range(30)) + "." for word in ("alpha", "beta", "gamma", "delta", "omega")]
+    mill.ingest(version(1, "\n\n".join(parts)), remember=True)
+    assert len(mill.texts("d")) >= 5
+    before = set(mill.texts("d"))
+    mill.embedder.texts.clear()
+    changed = [*parts[:2], "Something else altogether stands here now.", *parts[3:]]
+    mill.ingest(version(2, "\n\n".join(changed)), remember=True)
+    after = set(mill.texts("d"))
+    assert set(mill.embedder.texts) == after - before
+    assert not any("gamma" in text for text in after)
+    assert len(after & before) >= 2
+
+
+def test_a_document_whose_new_version_cannot_be_embedded_keeps_its_old_one(mill: Mill) -> None:
+    mill.ingest(version(1, "One."))
+    topics = mill.ingest(version(2, "Unembeddable."))
+    assert mill.texts("d") == ["One."]
+    (letter,) = topics.dead_letters()
+    assert (letter.step, letter.error_class) == ("ingest.embed", "poison")
