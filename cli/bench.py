@@ -8,6 +8,7 @@ BENCHMARKS = {
     "admission": "benchmarks.admission:admission",
     "chaos": "benchmarks.chaos:chaos",
     "dedup": "benchmarks.dedup:dedup_bench",
+    "embed": "benchmarks.embed:embed",
     "offload": "benchmarks.offload:offload",
 }
 

@@ -53,7 +53,7 @@ class SentenceTransformerEmbedder(Embedder):
         precision: Precision = "auto",
         batch_tokens: int | None = None,
     ) -> None:
-        transformer = _load(model, device)
+        transformer = load_transformer(model, device)
         self._model = f"{Path(model).name}@{_weights_digest(transformer)[:_VERSION_DIGITS]}"
         self._dimensions, window = _shape(model, transformer)
         self._tokenizer = _OffsetTokenizer(model, transformer)
@@ -199,7 +199,8 @@ class _OffsetTokenizer(Tokenizer):
         return offsets
 
 
-def _load(model: str, device: str | None) -> "SentenceTransformer":
+def load_transformer(model: str, device: str | None = None) -> "SentenceTransformer":
+    """The model as sentence-transformers loads it; see SentenceTransformerEmbedder."""
     source = _packaged_model() if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
 

@@ -14,6 +14,17 @@ from tests.headrace_process import headrace
         (("dedup", "--ids", "2000"), {"rss_mb", "restore_s"}),
         (("admission", "--events", "2000", "--rounds", "1"), {"events_s_core", "bare_events_s_core", "ratio_to_bare"}),
         (
+            ("embed", "--chunks", "20", "--rounds", "1"),
+            {
+                "default_chunks_s",
+                "tuned_chunks_s",
+                "pipeline_chunks_s",
+                "ratio_to_default",
+                "ratio_to_tuned",
+                "gpu_busy",
+            },
+        ),
+        (
             ("offload", "--calls", "20", "--capacity", "20", "--mixed-s", "0.1", "0.5"),
             {"ratio_to_ideal", "ratio_to_ideal_mixed", "cpu_ms_per_call"},
         ),
