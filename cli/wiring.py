@@ -254,4 +254,6 @@ def sketch(name: str) -> Dataflow:
 def object_store(settings: Settings) -> ObjectStore:
     """The claim-check store, and what else document URIs may name."""
     base = settings.object_store or str((settings.data_dir / "objects").resolve())
-    return ObjectStore(base, file_roots=settings.file_roots, protocols=settings.store_protocols)
+    return ObjectStore(
+        base, file_roots=settings.file_roots, protocols=settings.store_protocols, http_hosts=settings.http_hosts
+    )

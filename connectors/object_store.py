@@ -1,5 +1,7 @@
 """Where documents are read from and claim checks are written to: a local directory, or any object store fsspec knows.
 
+Web servers are read from by `connectors.http_document`, under rules of its own.
+
 Guarantees: no more than `max_bytes` + 1 bytes are read; only what the operator allowed is read, whatever an event asks
 for; a written object appears whole or not at all, and survives a power failure.
 """
@@ -17,6 +19,7 @@ from uuid import uuid4
 
 import fsspec  # type: ignore[import-untyped]  # it publishes no types
 
+from connectors.http_document import SCHEMES, HttpDocuments
 from schemas.errors import Fatal, Poison, Retryable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -38,8 +41,9 @@ class ObjectStore:
     base_url: directory (path or `file:` URI) or URL of another store (`s3://bucket/prefix`); always readable.
     file_roots: directories whose files may be read too, by `file:` URI or absolute path (HEADRACE_FILE_ROOTS).
     protocols: fsspec protocols whose objects may be read too, such as "s3" (HEADRACE_STORE_PROTOCOLS).
+    http_hosts: hosts whose http(s) URIs may be read too (HEADRACE_HTTP_HOSTS).
 
-    Calls block in threads; a cancelled one ends on its own in the background.
+    Calls block in threads, but for those over HTTP; a cancelled one ends on its own in the background.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class ObjectStore:
         *,
         file_roots: Collection[Path | str] = (),
         protocols: Collection[str] = (),
+        http_hosts: Collection[str] = (),
     ) -> None:
+        self._http = HttpDocuments(http_hosts)
         self._protocols = frozenset(protocols) - _FILE_PROTOCOLS
         self._base_url = base_url.rstrip("/")
         self._base_directory: Path | None = None
@@ -67,6 +73,8 @@ class ObjectStore:
             Poison: missing, too large, not a regular file, outside of what may be read, or permission denied.
             Retryable: the store is out of reach, or the disk failed.
         """
+        if _protocol(uri) in SCHEMES:
+            return await self._http.read(uri, max_bytes=max_bytes)
         if _protocol(uri) in _FILE_PROTOCOLS:
             return await asyncio.to_thread(self._read_file, uri, max_bytes)
         return await asyncio.to_thread(self._read_remote, uri, max_bytes)
@@ -128,10 +136,6 @@ class ObjectStore:
 
     def _allowed_protocol(self, uri: str, shown: str) -> str:
         protocol = _protocol(uri)
-        if protocol in {"http", "https"}:
-            raise Poison(
-                f"{shown}: documents are not fetched over HTTP; upload it to the object store and send that URI"
-            )
         if "::" in uri or ".." in uri.split("/"):
             raise Poison(f"{shown}: chained URLs and '..' are refused")
         if protocol in self._protocols or uri.startswith(f"{self._base_url}/"):

@@ -88,7 +88,7 @@ def test_percent_sign_in_a_plain_path_is_taken_as_it_is(store: ObjectStore, root
         ("file:relative/a.txt", "neither an absolute path nor a URI"),
         ("file:///tmp/a%00.txt", "no path"),
         ("file:///tmp/a.txt#page=3", "%23"),
-        ("https://example.org/a.pdf", "not fetched over HTTP"),
+        ("https://example.org/a.pdf", "HEADRACE_HTTP_HOSTS"),
         ("ftp://example.org/a.pdf", "HEADRACE_STORE_PROTOCOLS"),
         ("s3://bucket/a.pdf", "HEADRACE_STORE_PROTOCOLS"),
         ("data:text/plain,hello", "HEADRACE_STORE_PROTOCOLS"),
