@@ -29,6 +29,12 @@ _FILE_PROTOCOLS = frozenset({"file", "local"})
 _NO_FILE_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 _REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
+# By name, since fsspec's plug-ins are no dependencies of ours.
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError"})
+_NO_ADDRESS = frozenset({"ParamValidationError"})
+_WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})  # codes of S3
+_STALE_CREDENTIALS = frozenset({"ExpiredToken", "RequestTimeTooSkewed"})
+
 
 def file_uri(path: Path | str) -> str:
     """The `file:` URI (RFC 8089) of a local path; relative paths start at the current directory."""
@@ -72,6 +78,7 @@ class ObjectStore:
         Raises:
             Poison: missing, too large, not a regular file, outside of what may be read, or permission denied.
             Retryable: the store is out of reach, or the disk failed.
+            Fatal: it does not know us.
         """
         if _protocol(uri) in SCHEMES:
             return await self._http.read(uri, max_bytes=max_bytes)
@@ -86,7 +93,7 @@ class ObjectStore:
 
         Raises:
             Retryable: the store is out of reach or full.
-            Fatal: it refuses us.
+            Fatal: it refuses us, or is not there.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"object key {key!r}: letters, digits and ._- in parts divided by /")
@@ -120,15 +127,24 @@ class ObjectStore:
         try:
             # By protocol, not by URL: fsspec's chained URLs ("zip://x::file:///etc") would get around the checks.
             filesystem = fsspec.filesystem(protocol)
-            size = _remote_size(filesystem.info(uri), shown)
+            try:
+                size = _remote_size(filesystem.info(uri), shown)
+            except PermissionError as error:
+                if _s3_code(error) == "403":  # of a HEAD request, whose answer cannot say why: ask for a byte
+                    filesystem.cat_file(uri, start=0, end=1)
+                raise
             _check_size(size, max_bytes, shown)
             # A range of an empty object is an error in S3.
             data: bytes = b"" if size == 0 else filesystem.cat_file(uri, start=0, end=max_bytes + 1)
         except Poison:
             raise
         except OSError as error:
+            _raise_unknown(error)
             _raise_unreadable(error, shown)
         except Exception as error:
+            _raise_unknown(error)
+            if type(error).__name__ in _NO_ADDRESS:
+                raise Poison(f"{shown} is no address of an object") from error
             # Each fsspec plug-in has exceptions of its own; what they have in common is a store that did not answer.
             raise Retryable(f"{shown} cannot be read now: {type(error).__name__}: {error}") from error
         _check_size(len(data), max_bytes, shown)
@@ -139,6 +155,8 @@ class ObjectStore:
         if "::" in uri or ".." in uri.split("/"):
             raise Poison(f"{shown}: chained URLs and '..' are refused")
         if protocol in self._protocols or uri.startswith(f"{self._base_url}/"):
+            if "://" not in uri:
+                raise Poison(f"{shown} is no address of an object; write {protocol}://bucket/key")
             return protocol
         raise Poison(
             f"{shown}: protocol {protocol} is not among those that may be read; HEADRACE_STORE_PROTOCOLS lists them"
@@ -211,6 +229,24 @@ def _raise_unreadable(error: OSError, shown: str) -> NoReturn:
     raise Retryable(f"{shown} cannot be read now: {type(error).__name__}: {error}") from error
 
 
+def _s3_code(error: BaseException) -> str | None:
+    """What S3 calls the error that s3fs has translated into this one."""
+    response = getattr(error.__cause__ or error.__context__, "response", None)
+    return str(response["Error"].get("Code")) if isinstance(response, dict) and "Error" in response else None
+
+
+def _raise_unknown(error: Exception) -> None:
+    """Raise what concerns our credentials, and so any object."""
+    code = _s3_code(error)
+    if code in _WRONG_CREDENTIALS or type(error).__name__ in _NO_CREDENTIALS:
+        raise Fatal(
+            f"the object store does not accept our credentials ({code or type(error).__name__}); for S3, see to "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or to the role of this machine"
+        ) from error
+    if code in _STALE_CREDENTIALS:
+        raise Retryable(f"the object store does not accept our credentials now ({code})") from error
+
+
 def _write_file(path: Path, data: bytes) -> str:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -242,8 +278,18 @@ def _write_remote(uri: str, data: bytes) -> str:
     try:
         fsspec.filesystem(_protocol(uri)).pipe_file(uri, data)
     except OSError as error:
+        _raise_unknown(error)
+        if isinstance(error, FileNotFoundError):
+            raise Fatal(
+                f"{_shown(uri)} may not be written: {error}; HEADRACE_OBJECT_STORE names where to write"
+            ) from error
         _raise_unwritable(error, _shown(uri))
     except Exception as error:
+        _raise_unknown(error)
+        if type(error).__name__ in _NO_ADDRESS:
+            raise Fatal(
+                f"{_shown(uri)} is no address of an object; HEADRACE_OBJECT_STORE names where to write"
+            ) from error
         raise Retryable(f"{_shown(uri)} cannot be written now: {type(error).__name__}: {error}") from error
     return uri
 

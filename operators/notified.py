@@ -65,10 +65,8 @@ def decode_key(key: str) -> str:
         decoded.encode()
     except UnicodeError as error:
         raise Poison(f"key {key!r:.200} is no UTF-8") from error
-    if "::" in decoded or ".." in decoded.split("/") or "?versionId=" in decoded or decoded[0] == "/":
-        raise Poison(
-            f"key {key!r:.200} cannot be read by its URI: it begins with / or holds .., :: or ?versionId=; rename it"
-        )
+    if "::" in decoded or ".." in decoded.split("/") or "?versionId=" in decoded:
+        raise Poison(f"key {key!r:.200} cannot be read by its URI: it holds .., :: or ?versionId=; rename it")
     return decoded
 
 

@@ -99,7 +99,7 @@ def test_a_key_survives_its_encoding_or_is_refused(key: str) -> None:
         try:
             assert decode_key(encoded) == key
         except Poison:
-            assert "::" in key or ".." in key.split("/") or key.startswith("/") or "?versionId=" in key
+            assert "::" in key or ".." in key.split("/") or "?versionId=" in key
 
 
 @given(st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
@@ -124,6 +124,7 @@ def test_a_removal_hits_the_document_of_its_key_and_no_other(one: str, other: st
         ("what%3F.pdf", "what?.pdf"),
         ("no%23.pdf", "no#.pdf"),
         ("50%25.pdf", "50%.pdf"),
+        ("%2Fa", "/a"),
         ("a..b/c...pdf", "a..b/c...pdf"),
         ("straße.pdf", "straße.pdf"),
     ],
@@ -135,7 +136,7 @@ def test_a_key_is_decoded_once(encoded: str, key: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("a/../b", "..", "../a", "%2E%2E/a", "a%3A%3Ab", "%2Fa", "/a", "a%3FversionId=1", "caf%E9", "%00" * 5000),
+        *("a/../b", "..", "../a", "%2E%2E/a", "a%3A%3Ab", "a%3FversionId=1", "caf%E9", "%00" * 5000),
         "folder/",
     ],
 )
