@@ -9,6 +9,7 @@ store: whoever uploads a URI chooses the server.
 import asyncio
 import re
 import socket
+import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,7 @@ class HttpDocuments:
 
     hosts: `www.example.org`, `*.example.org` for its subdomains, `*` for any (HEADRACE_HTTP_HOSTS); none by default.
     allowed_networks: what may be read besides public addresses. For tests, whose servers are on loopback.
+    tls: whose certificates are trusted; by default those of the system's authorities.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class HttpDocuments:
         *,
         allowed_networks: Collection[Network] = (),
         look_up: LookUp | None = None,
+        tls: ssl.SSLContext | None = None,
         timeout_s: float = TOTAL_TIMEOUT_S,
     ) -> None:
         self._patterns = frozenset(map(_pattern, hosts))
         self._allowed_networks = tuple(allowed_networks)
         self._look_up = look_up or _ThreadedLookUp()
+        self._tls = tls
         self._timeout_s = timeout_s
 
     async def read(self, uri: str, *, max_bytes: int) -> bytes:
@@ -131,7 +135,9 @@ class HttpDocuments:
 
     def _session(self) -> aiohttp.ClientSession:
         resolver = _CheckedResolver(self._look_up, self._may_connect)
-        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
+        connector = aiohttp.TCPConnector(
+            resolver=resolver, ssl=self._tls or True, use_dns_cache=False, force_close=True
+        )
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
@@ -295,12 +301,12 @@ def _classed(name: str) -> Iterator[None]:
         raise Isolated(f"{name} cannot be reached: {type(error).__name__}") from error
     except aiohttp.ConnectionTimeoutError as error:
         raise Isolated(f"{name} cannot be reached within {CONNECT_TIMEOUT_S:g} s") from error
+    except ValueError as error:  # InvalidURL among them: what aiohttp finds wrong with a URL
+        raise Poison(f"{name} cannot be asked for: {type(error).__name__}") from error
     except (aiohttp.ClientError, OSError) as error:
         if isinstance(error, TimeoutError):
             raise
         raise Isolated(f"{name}: the server cut the call or speaks no HTTP: {type(error).__name__}") from error
-    except ValueError as error:  # what aiohttp finds wrong with a URL
-        raise Poison(f"{name} cannot be asked for: {type(error).__name__}") from error
 
 
 def _why(error: aiohttp.ClientConnectorCertificateError) -> str:
@@ -315,7 +321,7 @@ def _parse(uri: str, *, base: URL | None = None) -> URL:
             url = parsed if base is None else base.join(parsed)
             if url.scheme in SCHEMES and url.raw_host and url.port is not None:
                 return url.with_fragment(None)
-    raise Poison(f"{_without_secrets(uri)!r:.300} is no http(s) URL with a host")
+    raise Poison(f"{without_secrets(uri)!r:.300} is no http(s) URL with a host")
 
 
 def _host(url: URL) -> str:
@@ -362,6 +368,6 @@ def shown(url: URL) -> str:
     return f"{url.scheme}://{host}{port}{url.raw_path}"
 
 
-def _without_secrets(uri: str) -> str:
-    """The same of what is no URL: rather too little than too much."""
+def without_secrets(uri: str) -> str:
+    """The same of what may be no URL at all: rather too little than too much."""
     return re.sub(r"(?s)//.*@", "//", re.split(r"[?#]", uri, maxsplit=1)[0])

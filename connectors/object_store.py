@@ -19,13 +19,14 @@ from uuid import uuid4
 
 import fsspec  # type: ignore[import-untyped]  # it publishes no types
 
-from connectors.http_document import SCHEMES, HttpDocuments
+from connectors.http_document import SCHEMES, HttpDocuments, without_secrets
 from schemas.errors import Fatal, Poison, Retryable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _PASSWORD = re.compile(r"(?<=//)[^/@]*@")
 _FILE_PROTOCOLS = frozenset({"file", "local"})
+_UNSIGNED_PROTOCOLS = _FILE_PROTOCOLS | {"s3", "gs"}  # where a ? belongs to the name
 _NO_FILE_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 _REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -102,7 +103,7 @@ class ObjectStore:
         return await asyncio.to_thread(_write_remote, f"{self._base_url}/{key}", data)
 
     def _read_file(self, uri: str, max_bytes: int) -> bytes:
-        shown = _shown(uri)
+        shown = shown_uri(uri)
         path = _resolve(uri, shown)
         if not any(path.is_relative_to(root) for root in self._roots):
             raise Poison(f"{shown} lies outside of the directories that may be read; HEADRACE_FILE_ROOTS lists them")
@@ -122,7 +123,7 @@ class ObjectStore:
         return data
 
     def _read_remote(self, uri: str, max_bytes: int) -> bytes:
-        shown = _shown(uri)
+        shown = shown_uri(uri)
         protocol = self._allowed_protocol(uri, shown)
         try:
             # By protocol, not by URL: fsspec's chained URLs ("zip://x::file:///etc") would get around the checks.
@@ -203,9 +204,11 @@ def _local_path(uri: str, shown: str) -> str:
     return os.fsdecode(unquote_to_bytes(path))
 
 
-def _shown(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI for messages: without a password or a signature."""
-    return _PASSWORD.sub("", uri if _protocol(uri) in _FILE_PROTOCOLS else uri.partition("?")[0])
+    if _protocol(uri) in SCHEMES:
+        return without_secrets(uri)
+    return _PASSWORD.sub("", uri if _protocol(uri) in _UNSIGNED_PROTOCOLS else uri.partition("?")[0])
 
 
 def _remote_size(status: dict[str, Any], shown: str) -> int:
@@ -281,16 +284,16 @@ def _write_remote(uri: str, data: bytes) -> str:
         _raise_unknown(error)
         if isinstance(error, FileNotFoundError):
             raise Fatal(
-                f"{_shown(uri)} may not be written: {error}; HEADRACE_OBJECT_STORE names where to write"
+                f"{shown_uri(uri)} may not be written: {error}; HEADRACE_OBJECT_STORE names where to write"
             ) from error
-        _raise_unwritable(error, _shown(uri))
+        _raise_unwritable(error, shown_uri(uri))
     except Exception as error:
         _raise_unknown(error)
         if type(error).__name__ in _NO_ADDRESS:
             raise Fatal(
-                f"{_shown(uri)} is no address of an object; HEADRACE_OBJECT_STORE names where to write"
+                f"{shown_uri(uri)} is no address of an object; HEADRACE_OBJECT_STORE names where to write"
             ) from error
-        raise Retryable(f"{_shown(uri)} cannot be written now: {type(error).__name__}: {error}") from error
+        raise Retryable(f"{shown_uri(uri)} cannot be written now: {type(error).__name__}: {error}") from error
     return uri
 
 

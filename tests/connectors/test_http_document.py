@@ -488,31 +488,62 @@ def test_refused_connection_and_unknown_host_are_retryable() -> None:
             asyncio.run(HttpDocuments(["*"], look_up=look_up).read("http://nowhere.example.org/", max_bytes=1))
 
 
-def self_signed(directory: Path) -> ssl.SSLContext:
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and certificate of docs.example.org, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "docs.example.org")])
     now = datetime.now(UTC)
-    certificate = (
+    made = (
         x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("docs.example.org")]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    path = directory / "server.pem"
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
     encoding = serialization.Encoding.PEM
     private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(private + certificate.public_bytes(encoding))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context
+    path.write_bytes(private + made.public_bytes(encoding))
+    return path
 
 
-def test_certificate_that_nobody_vouches_for_is_poison(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with serving(hello, self_signed(tmp_path)) as server:
-            await documents().read(at(server, "/"), max_bytes=LIMIT)
+def read_over_tls(
+    handler: Handler, certificate: Path, *, trusted: bool = True, host: str = "docs.example.org"
+) -> bytes:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    trust = ssl.create_default_context(cafile=str(certificate)) if trusted else None
+    reader = HttpDocuments(["*"], allowed_networks=LOOPBACK, look_up=Names(["127.0.0.1"]), tls=trust)
 
+    async def main() -> bytes:
+        async with serving(handler, tls) as server:
+            return await reader.read(at(server, "/a.txt", host), max_bytes=LIMIT)
+
+    return asyncio.run(main())
+
+
+def test_document_is_read_over_tls_under_the_name_that_was_asked_for(certificate: Path) -> None:
+    assert read_over_tls(hello, certificate) == b"content"
+
+
+@pytest.mark.parametrize(("trusted", "host"), [(False, "docs.example.org"), (True, "other.example.org")])
+def test_certificate_that_proves_nothing_is_poison(certificate: Path, trusted: bool, host: str) -> None:  # noqa: FBT001
     with pytest.raises(Poison, match="certificate is not valid"):
-        asyncio.run(main())
+        read_over_tls(hello, certificate, trusted=trusted, host=host)
+
+
+def test_redirect_from_https_to_http_is_poison(certificate: Path) -> None:
+    with pytest.raises(Poison, match="from https to http"):
+        read_over_tls(answering(302, Location="http://docs.example.org/"), certificate)
+
+
+def test_name_server_that_is_silent_costs_no_more_than_the_time_of_a_read() -> None:
+    async def silent(host: str) -> Sequence[str]:
+        del host
+        await asyncio.Event().wait()
+        return []
+
+    with pytest.raises(TookTooLong):
+        asyncio.run(HttpDocuments(["*"], look_up=silent, timeout_s=0.05).read("http://a.org/", max_bytes=1))
 
 
 def test_server_without_tls_is_retryable_over_https() -> None:
