@@ -91,9 +91,8 @@ class BucketNotified(JobEvent):
             return data
         if not {"Records", "Event"} & data.keys():
             raise ValueError("Records is missing: this is no notification of S3 or MinIO")
-        if "job_id" in data:
-            return data
-        return data | {"job_id": derive_id("notification", json.dumps(data, sort_keys=True, default=str))}
+        content = json.dumps(data, sort_keys=True, default=str, allow_nan=False)  # NaN, which is no JSON, is refused
+        return {"job_id": derive_id("notification", content)} | data
 
     def encode(self) -> bytes:
         """The Kafka value: UTF-8 JSON, named as S3 names it."""

@@ -206,3 +206,20 @@ def test_a_notification_delivered_twice_is_the_same_job() -> None:
     assert BucketNotified.model_validate_json(value) == BucketNotified.model_validate_json(value)
     other = BucketNotified.model_validate({"Records": [entry("b")]})
     assert other.job_id != BucketNotified.model_validate_json(value).job_id
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["s3", "object", "key"]), inner),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_whatever_a_record_holds_it_is_done_ignored_or_named(data: st.DataObject) -> None:
+    record = entry()
+    place = data.draw(st.sampled_from([record, record["s3"], record["s3"]["bucket"], record["s3"]["object"]]))
+    place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON_VALUES)
+    sifted = sift(BucketNotified.model_validate({"Records": [record, entry("good")]}), BUCKETS)
+    assert sifted.uploads[-1].uri == "s3://docs/good"
+    assert [fault.index for fault in sifted.faults] in ([], [0])
