@@ -29,7 +29,7 @@ from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
 from connectors.vector_index.port import VectorIndex
-from flows import answer, embed, extract, index, ingest, search, usage
+from flows import answer, embed, extract, index, ingest, notifications, search, usage
 from operators.account import Prices
 from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
@@ -42,7 +42,7 @@ from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
 from schemas.topics import topic_of
 
-FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage")
+FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications")
 
 
 class KafkaTopics:
@@ -222,6 +222,8 @@ def build(  # noqa: PLR0911  # one return per flow
             return index.build(runtime, at.store, at.vectors)
         case "usage":
             return usage.build(runtime)
+        case "notifications":
+            return notifications.build(runtime, settings.buckets)
         case "search":
             return search.build(runtime, at.embedder, at.vectors)
         case "answer":
@@ -274,4 +276,6 @@ def sketch(name: str) -> Dataflow:
 def object_store(settings: Settings) -> ObjectStore:
     """The claim-check store, and what else document URIs may name."""
     base = settings.object_store or str((settings.data_dir / "objects").resolve())
-    return ObjectStore(base, file_roots=settings.file_roots, protocols=settings.store_protocols)
+    return ObjectStore(
+        base, file_roots=settings.file_roots, protocols=settings.store_protocols, http_hosts=settings.http_hosts
+    )

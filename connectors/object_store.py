@@ -1,5 +1,7 @@
 """Where documents are read from and claim checks are written to: a local directory, or any object store fsspec knows.
 
+Web servers are read from by `connectors.http_document`, under rules of its own.
+
 Guarantees: no more than `max_bytes` + 1 bytes are read; only what the operator allowed is read, whatever an event asks
 for; a written object appears whole or not at all, and survives a power failure.
 """
@@ -17,14 +19,22 @@ from uuid import uuid4
 
 import fsspec  # type: ignore[import-untyped]  # it publishes no types
 
+from connectors.http_document import SCHEMES, HttpDocuments, without_secrets
 from schemas.errors import Fatal, Poison, Retryable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _PASSWORD = re.compile(r"(?<=//)[^/@]*@")
 _FILE_PROTOCOLS = frozenset({"file", "local"})
+_UNSIGNED_PROTOCOLS = _FILE_PROTOCOLS | {"s3", "gs"}  # where a ? belongs to the name
 _NO_FILE_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 _REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+# By name, since fsspec's plug-ins are no dependencies of ours.
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError"})
+_NO_ADDRESS = frozenset({"ParamValidationError"})
+_WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})  # codes of S3
+_STALE_CREDENTIALS = frozenset({"ExpiredToken", "RequestTimeTooSkewed"})
 
 
 def file_uri(path: Path | str) -> str:
@@ -38,8 +48,9 @@ class ObjectStore:
     base_url: directory (path or `file:` URI) or URL of another store (`s3://bucket/prefix`); always readable.
     file_roots: directories whose files may be read too, by `file:` URI or absolute path (HEADRACE_FILE_ROOTS).
     protocols: fsspec protocols whose objects may be read too, such as "s3" (HEADRACE_STORE_PROTOCOLS).
+    http_hosts: hosts whose http(s) URIs may be read too (HEADRACE_HTTP_HOSTS).
 
-    Calls block in threads; a cancelled one ends on its own in the background.
+    Calls block in threads, but for those over HTTP; a cancelled one ends on its own in the background.
     """
 
     def __init__(
@@ -48,7 +59,9 @@ class ObjectStore:
         *,
         file_roots: Collection[Path | str] = (),
         protocols: Collection[str] = (),
+        http_hosts: Collection[str] = (),
     ) -> None:
+        self._http = HttpDocuments(http_hosts)
         self._protocols = frozenset(protocols) - _FILE_PROTOCOLS
         self._base_url = base_url.rstrip("/")
         self._base_directory: Path | None = None
@@ -66,7 +79,10 @@ class ObjectStore:
         Raises:
             Poison: missing, too large, not a regular file, outside of what may be read, or permission denied.
             Retryable: the store is out of reach, or the disk failed.
+            Fatal: it does not know us.
         """
+        if _protocol(uri) in SCHEMES:
+            return await self._http.read(uri, max_bytes=max_bytes)
         if _protocol(uri) in _FILE_PROTOCOLS:
             return await asyncio.to_thread(self._read_file, uri, max_bytes)
         return await asyncio.to_thread(self._read_remote, uri, max_bytes)
@@ -78,7 +94,7 @@ class ObjectStore:
 
         Raises:
             Retryable: the store is out of reach or full.
-            Fatal: it refuses us.
+            Fatal: it refuses us, or is not there.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"object key {key!r}: letters, digits and ._- in parts divided by /")
@@ -87,7 +103,7 @@ class ObjectStore:
         return await asyncio.to_thread(_write_remote, f"{self._base_url}/{key}", data)
 
     def _read_file(self, uri: str, max_bytes: int) -> bytes:
-        shown = _shown(uri)
+        shown = shown_uri(uri)
         path = _resolve(uri, shown)
         if not any(path.is_relative_to(root) for root in self._roots):
             raise Poison(f"{shown} lies outside of the directories that may be read; HEADRACE_FILE_ROOTS lists them")
@@ -107,20 +123,29 @@ class ObjectStore:
         return data
 
     def _read_remote(self, uri: str, max_bytes: int) -> bytes:
-        shown = _shown(uri)
+        shown = shown_uri(uri)
         protocol = self._allowed_protocol(uri, shown)
         try:
             # By protocol, not by URL: fsspec's chained URLs ("zip://x::file:///etc") would get around the checks.
             filesystem = fsspec.filesystem(protocol)
-            size = _remote_size(filesystem.info(uri), shown)
+            try:
+                size = _remote_size(filesystem.info(uri), shown)
+            except PermissionError as error:
+                if _s3_code(error) == "403":  # of a HEAD request, whose answer cannot say why: ask for a byte
+                    filesystem.cat_file(uri, start=0, end=1)
+                raise
             _check_size(size, max_bytes, shown)
             # A range of an empty object is an error in S3.
             data: bytes = b"" if size == 0 else filesystem.cat_file(uri, start=0, end=max_bytes + 1)
         except Poison:
             raise
         except OSError as error:
+            _raise_unknown(error)
             _raise_unreadable(error, shown)
         except Exception as error:
+            _raise_unknown(error)
+            if type(error).__name__ in _NO_ADDRESS:
+                raise Poison(f"{shown} is no address of an object") from error
             # Each fsspec plug-in has exceptions of its own; what they have in common is a store that did not answer.
             raise Retryable(f"{shown} cannot be read now: {type(error).__name__}: {error}") from error
         _check_size(len(data), max_bytes, shown)
@@ -128,13 +153,11 @@ class ObjectStore:
 
     def _allowed_protocol(self, uri: str, shown: str) -> str:
         protocol = _protocol(uri)
-        if protocol in {"http", "https"}:
-            raise Poison(
-                f"{shown}: documents are not fetched over HTTP; upload it to the object store and send that URI"
-            )
         if "::" in uri or ".." in uri.split("/"):
             raise Poison(f"{shown}: chained URLs and '..' are refused")
         if protocol in self._protocols or uri.startswith(f"{self._base_url}/"):
+            if "://" not in uri:
+                raise Poison(f"{shown} is no address of an object; write {protocol}://bucket/key")
             return protocol
         raise Poison(
             f"{shown}: protocol {protocol} is not among those that may be read; HEADRACE_STORE_PROTOCOLS lists them"
@@ -181,9 +204,11 @@ def _local_path(uri: str, shown: str) -> str:
     return os.fsdecode(unquote_to_bytes(path))
 
 
-def _shown(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI for messages: without a password or a signature."""
-    return _PASSWORD.sub("", uri if _protocol(uri) in _FILE_PROTOCOLS else uri.partition("?")[0])
+    if _protocol(uri) in SCHEMES:
+        return without_secrets(uri)
+    return _PASSWORD.sub("", uri if _protocol(uri) in _UNSIGNED_PROTOCOLS else uri.partition("?")[0])
 
 
 def _remote_size(status: dict[str, Any], shown: str) -> int:
@@ -205,6 +230,24 @@ def _raise_unreadable(error: OSError, shown: str) -> NoReturn:
     if isinstance(error, PermissionError) or error.errno in _REFUSED_ERRNOS:
         raise Poison(f"{shown} may not be read by this process: permission denied") from error
     raise Retryable(f"{shown} cannot be read now: {type(error).__name__}: {error}") from error
+
+
+def _s3_code(error: BaseException) -> str | None:
+    """What S3 calls the error that s3fs has translated into this one."""
+    response = getattr(error.__cause__ or error.__context__, "response", None)
+    return str(response["Error"].get("Code")) if isinstance(response, dict) and "Error" in response else None
+
+
+def _raise_unknown(error: Exception) -> None:
+    """Raise what concerns our credentials, and so any object."""
+    code = _s3_code(error)
+    if code in _WRONG_CREDENTIALS or type(error).__name__ in _NO_CREDENTIALS:
+        raise Fatal(
+            f"the object store does not accept our credentials ({code or type(error).__name__}); for S3, see to "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or to the role of this machine"
+        ) from error
+    if code in _STALE_CREDENTIALS:
+        raise Retryable(f"the object store does not accept our credentials now ({code})") from error
 
 
 def _write_file(path: Path, data: bytes) -> str:
@@ -238,9 +281,19 @@ def _write_remote(uri: str, data: bytes) -> str:
     try:
         fsspec.filesystem(_protocol(uri)).pipe_file(uri, data)
     except OSError as error:
-        _raise_unwritable(error, _shown(uri))
+        _raise_unknown(error)
+        if isinstance(error, FileNotFoundError):
+            raise Fatal(
+                f"{shown_uri(uri)} may not be written: {error}; HEADRACE_OBJECT_STORE names where to write"
+            ) from error
+        _raise_unwritable(error, shown_uri(uri))
     except Exception as error:
-        raise Retryable(f"{_shown(uri)} cannot be written now: {type(error).__name__}: {error}") from error
+        _raise_unknown(error)
+        if type(error).__name__ in _NO_ADDRESS:
+            raise Fatal(
+                f"{shown_uri(uri)} is no address of an object; HEADRACE_OBJECT_STORE names where to write"
+            ) from error
+        raise Retryable(f"{shown_uri(uri)} cannot be written now: {type(error).__name__}: {error}") from error
     return uri
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from schemas.budgets import Budget
+from schemas.notifications import BucketScope
 
 PREFIX = "HEADRACE_"
 
@@ -51,6 +52,16 @@ class Settings(BaseSettings):
     )
     store_protocols: CommaSeparated = Field(
         default=(), description="fsspec protocols, comma-separated, that document URIs may use besides `file`: `s3`."
+    )
+    http_hosts: CommaSeparated = Field(
+        default=(),
+        description="Hosts, comma-separated, whose http(s) URIs documents may name; `*` for any public host, "
+        "`*.example.org` for its subdomains; none by default.",
+    )
+    buckets: dict[str, BucketScope] = Field(
+        default_factory=dict,
+        description="Whose documents the buckets hold that send notifications, as JSON: "
+        '`{"bucket": {"tenant": "acme", "collection": "documents"}}`; default: all are tenant `default`\'s.',
     )
     max_document_bytes: int = Field(default=50_000_000, ge=1, description="Largest document read, in bytes.")
     parser_processes: int = Field(default=2, ge=1, le=256, description="Processes that parse documents.")
@@ -123,7 +134,7 @@ class Settings(BaseSettings):
         default="info", description="Least severity logged."
     )
 
-    @field_validator("file_roots", "store_protocols", mode="before")
+    @field_validator("file_roots", "store_protocols", "http_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

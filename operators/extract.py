@@ -12,7 +12,7 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.kafka.record import Record
-from connectors.object_store import ObjectStore
+from connectors.object_store import ObjectStore, shown_uri
 from connectors.parsers.port import Parser
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
@@ -43,11 +43,13 @@ class ExtractPolicy:
 
 def check_digest(data: bytes, upload: DocumentUploaded) -> None:
     """Raises Poison if the bytes are not those that the producer announced."""
-    if upload.sha256 is None:
+    if upload.sha256 is None or upload.uri is None:
         return
     found = hashlib.sha256(data).hexdigest()
     if found != upload.sha256:
-        raise Poison(f"{upload.uri} has sha256 {found}, the upload announced {upload.sha256}: upload it again")
+        raise Poison(
+            f"{shown_uri(upload.uri)} has sha256 {found}, the upload announced {upload.sha256}: upload it again"
+        )
 
 
 def revision_of(upload: DocumentUploaded, record: Record) -> int:
@@ -74,7 +76,7 @@ async def read_text(
     elif upload.uri is not None and upload.op == "upsert":
         data = await store.read(upload.uri, max_bytes=policy.max_document_bytes)
         check_digest(data, upload)
-        parsed = await parser.parse(data, name=upload.uri)
+        parsed = await parser.parse(data, name=shown_uri(upload.uri))
         sections = tuple(SectionMark(start=section.start, label=section.label) for section in parsed.sections)
         parts = {"text": parsed.text, "media_type": parsed.media_type, "title": parsed.title, "sections": sections}
     identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri", "version"})

@@ -54,7 +54,7 @@ from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, GaveUp, Poison, Retryable, TookTooLong, Unavailable
+from schemas.errors import Fatal, GaveUp, Isolated, Poison, Retryable, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
 
@@ -325,7 +325,7 @@ class _Step(Generic[X, Y]):
         try:
             async with _until_deadline(envelope.job):
                 result = await self._within_timeout(envelope)
-        except (DeadlineExceeded, TookTooLong):  # say nothing about the dependency
+        except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
         except Retryable as error:
             if permit is None or permit.failed(error):

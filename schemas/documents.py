@@ -55,6 +55,8 @@ def _describe_derived(schema: JsonDict) -> None:
 class DocumentUploaded(DocumentEvent):
     """A document is to be indexed or deleted. Produced by upstream systems, consumed by `ingest` and `extract`.
 
+    `notifications` produces them from what an object store says about its buckets.
+
     An upsert has exactly one of `uri` and `text`. `document_id` is derived from tenant, collection and source if it is
     absent; `job_id` from the document's id and content, so that the same upload twice is the same job.
     """

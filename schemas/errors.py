@@ -28,8 +28,12 @@ class Unavailable(Retryable):
     """
 
 
-class TookTooLong(Retryable):
-    """This item was too much for the time that it got; that says nothing about the next one."""
+class Isolated(Retryable):
+    """What failed belongs to this item, as the web server that it names does: that says nothing about the next one."""
+
+
+class TookTooLong(Isolated):
+    """This item was too much for the time that it got."""
 
 
 class Poison(HeadraceError):

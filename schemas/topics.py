@@ -8,6 +8,7 @@ from schemas.dead_letter import DeadLetter, DeadLetterRedriven
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded
 from schemas.event import Event
 from schemas.jobs import StatusChanged
+from schemas.notifications import BucketNotified
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
 from schemas.reviews import ReviewDecided, ReviewRequested
@@ -29,7 +30,7 @@ class Topic:
 
     name: str
     event: type[Event]
-    key: str  # the field that is the message key
+    key: str  # the field that is the message key, or "any"
     cleanup: Literal["delete", "compact", "compact,delete"]
     retention_ms: int
     produced: bool = True  # our flows write it
@@ -46,7 +47,8 @@ class Topic:
 
 
 CATALOGUE: tuple[Topic, ...] = (
-    Topic("documents.uploaded", DocumentUploaded, "document_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
+    Topic("documents.notified", BucketNotified, "any", "delete", 7 * DAY_MS, produced=False, consumed=True),
+    Topic("documents.uploaded", DocumentUploaded, "document_id", "delete", 7 * DAY_MS, consumed=True),
     Topic("documents.extracted", DocumentExtracted, "document_id", "delete", 3 * DAY_MS, consumed=True),
     Topic("documents.embedded", DocumentEmbedded, "document_id", "delete", 3 * DAY_MS, consumed=True),
     Topic("documents.indexed", DocumentIndexed, "document_id", "delete", 7 * DAY_MS, ends_job=True),

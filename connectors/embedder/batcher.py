@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
+from schemas.errors import Fatal, HeadraceError, Isolated, Poison, Unavailable
 
 P = TypeVar("P")  # what a model makes of texts before a pass: token ids, padded
 
@@ -130,7 +130,7 @@ class Batcher(Generic[P]):
     async def embed(self, texts: Sequence[str]) -> Rows:
         """Vectors of `texts`, in their order.
 
-        Raises Poison if the model fails on one of them, and on it alone; Retryable if one does not fit into memory;
+        Raises Poison if the model fails on one of them, and on it alone; Isolated if one does not fit into memory;
         Unavailable while there is no memory for anything; Fatal once the model is broken, or closed.
         """
         call = _Call(texts, np.empty((len(texts), self._dimensions), np.float32), time.monotonic())
@@ -274,7 +274,7 @@ class Batcher(Generic[P]):
             if isinstance(reason, HeadraceError):
                 text.call.fail(reason)
             elif self._model.ran_out_of_memory(reason):
-                kind = Retryable if others_work else Unavailable
+                kind = Isolated if others_work else Unavailable
                 text.call.fail(_caused(kind(f"{text.place()} ({text.tokens} tokens) does not fit into memory"), reason))
             elif others_work:
                 text.call.fail(_poison(text, reason))

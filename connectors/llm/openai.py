@@ -8,14 +8,13 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from connectors.llm.port import LLM, Completion, Delta, Message, Passage, Prompt, WantedTool
+from connectors.retry_after import retry_after_s
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
@@ -347,18 +346,3 @@ def _named(error: dict[str, object]) -> str:
         " ".join(str(error[name])[:100] for name in ("type", "code") if error.get(name) is not None)
         or "no reason given"
     )
-
-
-def retry_after_s(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Seconds to wait by a `Retry-After` header: a number or an HTTP date (RFC 9110, 10.2.3); None if neither."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        at = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max((at - (now or datetime.now(UTC))).total_seconds(), 0.0)

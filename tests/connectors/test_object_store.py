@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]  # it publishes no types
 import pytest
 
-from connectors.object_store import ObjectStore, file_uri
+from connectors.object_store import ObjectStore, file_uri, shown_uri
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable
 
 LIMIT = 1_000_000
@@ -88,7 +88,7 @@ def test_percent_sign_in_a_plain_path_is_taken_as_it_is(store: ObjectStore, root
         ("file:relative/a.txt", "neither an absolute path nor a URI"),
         ("file:///tmp/a%00.txt", "no path"),
         ("file:///tmp/a.txt#page=3", "%23"),
-        ("https://example.org/a.pdf", "not fetched over HTTP"),
+        ("https://example.org/a.pdf", "HEADRACE_HTTP_HOSTS"),
         ("ftp://example.org/a.pdf", "HEADRACE_STORE_PROTOCOLS"),
         ("s3://bucket/a.pdf", "HEADRACE_STORE_PROTOCOLS"),
         ("data:text/plain,hello", "HEADRACE_STORE_PROTOCOLS"),
@@ -319,6 +319,19 @@ def test_password_and_signature_of_a_uri_stay_out_of_messages(broken_store: Obje
     with pytest.raises(Poison) as refused:
         read(broken_store, "https://example.org/a.pdf?signature=hunter2")
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://u:p@a.org/a.md?sig=x#y", "https://a.org/a.md"),
+        ("s3://bucket/what?.md", "s3://bucket/what?.md"),
+        ("abfs://container/a?sig=x", "abfs://container/a"),
+        ("/srv/what?.md", "/srv/what?.md"),
+    ],
+)
+def test_what_is_shown_of_a_uri_names_the_document_and_holds_no_secret(uri: str, shown: str) -> None:
+    assert shown_uri(uri) == shown
 
 
 @pytest.mark.parametrize("protocol", ["nonsense", "gopher"])

@@ -16,6 +16,7 @@ STATEFUL_STEPS = {
     "answer": ["dedup", "repeat", "resume", "guard", "retrieve", "budget", "infer"],
     "search": ["search"],
     "usage": ["once.dedup", "windows"],
+    "notifications": [],
 }
 """A renamed step would leave its pending work behind in the recovery state: change one only with a drained flow."""
 

@@ -21,7 +21,7 @@ from operators.envelope import Envelope
 from operators.offload import Around, Dropped, OffloadPolicy, Pending, offload
 from operators.produce import produce
 from operators.runtime import Runtime
-from schemas.errors import Poison, Retryable, TookTooLong, Unavailable
+from schemas.errors import Isolated, Poison, Retryable, TookTooLong, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState
 from schemas.requests import RequestSubmitted
@@ -124,6 +124,18 @@ def test_one_bad_message_is_one_dead_letter_and_no_outage(error: Exception) -> N
     (letter,) = topics.dead_letters()
     assert letter.job_id == "bad"
     assert completed(topics).total() == 40
+    assert runtime.circuits.of("thing").state == 0
+
+
+def test_places_of_their_own_that_are_out_are_dead_letters_and_no_outage() -> None:
+    topics = MemoryTopics(entries(*(asked(f"j{n}") for n in range(10))))
+
+    async def work(envelope: Envelope[RequestSubmitted]) -> ResultCompleted:
+        await asyncio.sleep(0)
+        raise Isolated(f"the server of {envelope.job.job_id} answers 503")
+
+    runtime = run(topics, work)
+    assert len(topics.dead_letters()) == 10
     assert runtime.circuits.of("thing").state == 0
 
 

@@ -131,7 +131,8 @@ def test_asyncapi_says_what_the_flows_send_and_receive() -> None:
         topic.name: {each["action"] for name, each in operations.items() if name.split()[1] == topic.name}
         for topic in topics()
     }
-    assert of_topic["documents.uploaded"] == {"receive"}
+    assert of_topic["requests.submitted"] == {"receive"}
+    assert of_topic["documents.uploaded"] == {"receive", "send"}
     assert of_topic["documents.extracted"] == {"send", "receive"}
     assert of_topic["results.completed"] == {"send"}
     assert of_topic["requests.submitted.dlq"] == {"send"}

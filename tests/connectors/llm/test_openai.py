@@ -5,7 +5,6 @@ import json
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.llm.openai import OpenAICompatibleLLM, ServerSentEvents, retry_after_s
+from connectors.llm.openai import OpenAICompatibleLLM, ServerSentEvents
 from connectors.llm.port import Completion, Message, OfferedTool, Passage, Prompt, WantedTool
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable
 from tests.llm_server import LLMServer, Plan, serve
@@ -337,18 +336,3 @@ def test_a_line_without_end_is_refused_before_memory_is() -> None:
         parser.feed(b"x" * 100_000)
     with pytest.raises(Retryable, match="line of more than"):
         parser.feed(b"x" * 100_000)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, None),
-        ("12", 12.0),
-        ("Fri, 20 Nov 2026 12:00:30 GMT", 30.0),
-        ("Fri, 20 Nov 2026 11:00:00 GMT", 0.0),
-        ("soon", None),
-        ("-5", None),
-    ],
-)
-def test_retry_after_is_read_as_seconds_or_date(value: str | None, seconds: float | None) -> None:
-    assert retry_after_s(value, now=datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)) == seconds
