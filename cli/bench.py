@@ -9,6 +9,7 @@ BENCHMARKS = {
     "chaos": "benchmarks.chaos:chaos",
     "dedup": "benchmarks.dedup:dedup_bench",
     "offload": "benchmarks.offload:offload",
+    "retrieval": "benchmarks.retrieval:retrieval",
 }
 
 

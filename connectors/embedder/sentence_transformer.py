@@ -50,7 +50,7 @@ class SentenceTransformerEmbedder(Embedder):
         precision: Precision = "auto",
         batch_tokens: int | None = None,
     ) -> None:
-        self._transformer = _load(model, device)
+        self._transformer = load_transformer(model, device)
         self._device = self._transformer.device.type
         self._bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(self._device))
         self._model = f"{Path(model).name}@{_weights_digest(self._transformer)[:_VERSION_DIGITS]}"
@@ -130,7 +130,8 @@ class _OffsetTokenizer(Tokenizer):
         return offsets
 
 
-def _load(model: str, device: str | None) -> "SentenceTransformer":
+def load_transformer(model: str, device: str | None) -> "SentenceTransformer":
+    """The plain model in float32; Fatal if it is missing or cannot be loaded, or if it is not the published one."""
     source = _packaged_model() if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
 
