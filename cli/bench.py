@@ -10,6 +10,7 @@ BENCHMARKS = {
     "dedup": "benchmarks.dedup:dedup_bench",
     "embed": "benchmarks.embed:embed",
     "offload": "benchmarks.offload:offload",
+    "retrieval": "benchmarks.retrieval:retrieval",
 }
 
 

@@ -200,7 +200,7 @@ class _OffsetTokenizer(Tokenizer):
 
 
 def load_transformer(model: str, device: str | None = None) -> "SentenceTransformer":
-    """The model as sentence-transformers loads it; see SentenceTransformerEmbedder."""
+    """The plain model in float32; Fatal if it is missing or cannot be loaded, or if it is not the published one."""
     source = _packaged_model() if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
 
