@@ -19,12 +19,13 @@ def parse(data: bytes, *, name: str, limits: Limits) -> ParsedDocument:
     """
     try:
         document = _parse(data, name, limits)
-        _check(document.text, limits)
+        text = _printable(document.text).rstrip()
+        _check(text, limits)
     except Poison as error:
         raise Poison(f"{name}: {error}") from error
     return replace(
         document,
-        text=_printable(document.text).rstrip(),
+        text=text,
         title=_printable(document.title) if document.title else None,
         sections=tuple(replace(section, label=_printable(section.label)) for section in document.sections),
     )
