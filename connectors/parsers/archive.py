@@ -42,7 +42,7 @@ class Archive:
         self._limits = limits
         self._unpacked_bytes = 0
         self._times = Counter(info.filename for info in self._zip.infolist())
-        self._refuse_overlaps()
+        self._refuse_overlaps(len(data))
 
     def __contains__(self, name: str) -> bool:
         return name in self._times
@@ -80,14 +80,16 @@ class Archive:
         if member_bytes > _RATIO_FROM_BYTES and member_bytes > limits.max_ratio * packed_bytes:
             raise Poison(f"{name} unpacks to more than {limits.max_ratio} times its size: a zip bomb?")
 
-    def _refuse_overlaps(self) -> None:
-        """Members that share bytes multiply what is packed once; no program writes such."""
+    def _refuse_overlaps(self, data_bytes: int) -> None:
+        """Members that share bytes, or have more than there are, make little look like much; no program writes such."""
         end, before = 0, ""
         for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
             if info.header_offset < end:
                 raise Poison(f"a damaged zip container: {before} and {info.filename} overlap")
             end = info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size
             before = info.filename
+        if end > data_bytes:
+            raise Poison(f"a damaged zip container: {before} goes on beyond its end")
 
 
 class Member(io.RawIOBase):
