@@ -5,14 +5,28 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from connectors.parsers import text
+from connectors.parsers.limits import Limits
 from schemas.errors import Poison
 
-MediaType = Literal["application/pdf", "text/html", "text/markdown", "text/plain"]
+MediaType = Literal[
+    "application/pdf",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "message/rfc822",
+    "text/html",
+    "text/markdown",
+    "text/plain",
+]
+READABLE = "PDF, Word (DOCX), Excel (XLSX), PowerPoint (PPTX), mail (EML), HTML, Markdown and plain text"
+"""For messages: what can be read."""
 
 _HEAD_BYTES = 16_384  # pages begin with licence comments of some kilobytes
 _PDF_HEAD_BYTES = 1024  # readers accept a PDF header anywhere in here (PDF 1.7, implementation note 13)
 _MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
 
+_ZIP = "ZIP archive"
+_OLE = "legacy Microsoft Office document or Outlook message"
 _SIGNATURES = (  # (offset, bytes, what to call it)
     (0, b"\x89PNG\r\n\x1a\n", "PNG image"),
     (0, b"\xff\xd8\xff", "JPEG image"),
@@ -27,8 +41,8 @@ _SIGNATURES = (  # (offset, bytes, what to call it)
     (0, b"fLaC\0", "FLAC recording"),
     (4, b"ftyp", "MP4 or HEIF file"),
     (0, b"\x1a\x45\xdf\xa3", "Matroska or WebM video"),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "legacy Microsoft Office document or Outlook message"),
-    (0, b"PK\x03\x04", "ZIP archive"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", _OLE),
+    (0, b"PK\x03\x04", _ZIP),
     (0, b"PK\x05\x06", "empty ZIP archive"),
     (0, b"\x1f\x8b\x08", "gzip archive"),
     (0, b"BZh", "bzip2 archive"),
@@ -50,12 +64,22 @@ _TEXT_SIGNATURES = (  # readable as text, but the text is not what a reader of t
     (b"%!PS", "PostScript document"),
 )
 _IN_ZIP = (  # names of archive members are never compressed
-    (b"word/document.xml", "Word document (DOCX)"),
-    (b"xl/workbook.xml", "Excel workbook (XLSX)"),
-    (b"ppt/presentation.xml", "PowerPoint presentation (PPTX)"),
+    (b"xl/workbook.bin", "binary Excel workbook (XLSB)"),
     (b"application/epub+zip", "EPUB book"),
     (b"application/vnd.oasis.opendocument", "OpenDocument file"),
 )
+
+_OFFICE: dict[str, MediaType] = {  # by the folder of its main part
+    "word": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "xl": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "ppt": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+}
+_ENCRYPTED_OFFICE = "EncryptedPackage".encode("utf-16-le")  # a stream of the OLE container around it
+
+_MAIL_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,60}):[ \t]?[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*(?:\r?\n|$)")
+_MBOX_LINE = re.compile(r"From [^\r\n]*\r?\n")
+_OF_MAIL = frozenset({"date", "message-id", "mime-version", "received", "return-path", "subject", "to"})
+_MAIL_HEADERS = 3  # known ones, From among them: minutes and memos begin with one or two
 
 # What may stand before the first tag: white space, an XML declaration, comments.
 _PROLOG = r"(?:\s|<\?xml[^>]*>|<!--(?:(?!-->)[\s\S])*-->)*"
@@ -67,7 +91,7 @@ _HTML_FRAGMENT = re.compile(  # the tags that browsers sniff (WHATWG MIME Sniffi
 )
 
 
-def detect(data: bytes, *, name: str) -> MediaType:
+def detect(data: bytes, *, name: str, limits: Limits | None = None) -> MediaType:
     """The type of a document that a parser here can read.
 
     Raises:
@@ -79,8 +103,12 @@ def detect(data: bytes, *, name: str) -> MediaType:
     if head.lstrip().startswith("%PDF-"):
         return "application/pdf"
     kind = _kind(data, printable=False)
+    if kind == _ZIP:
+        return _in_zip(data, limits or Limits())
     if kind is not None:
         raise _unsupported(kind)
+    if _is_mail(head):
+        return "message/rfc822"
     markdown = PurePosixPath(name).suffix.lower() in _MARKDOWN_SUFFIXES
     if _HTML_DOCUMENT.match(head) or (not markdown and _HTML_FRAGMENT.match(head)):
         return "text/html"
@@ -105,13 +133,37 @@ def _kind(data: bytes, *, printable: bool) -> str | None:
         if (signature.isascii() and signature.decode().isprintable()) == printable and data.startswith(
             signature, offset
         ):
-            if kind == "ZIP archive":
-                return next((office for member, office in _IN_ZIP if member in data), kind)
+            if kind == _OLE and _ENCRYPTED_OFFICE in data:
+                return "Microsoft Office document with a password"
             return kind
     if printable:
         return None
     return next((kind for signature, kind in _TEXT_SIGNATURES if data.startswith(signature)), None)
 
 
+def _in_zip(data: bytes, limits: Limits) -> MediaType:
+    """The type of an Office file; its main part tells it, since one may hold others."""
+    from connectors.parsers import ooxml  # noqa: PLC0415 - zipfile and libxml2 take longer to load than most texts to read
+    from connectors.parsers.archive import Archive  # noqa: PLC0415 - same
+
+    found = ooxml.kind(Archive(data, limits))
+    if found is None or found[1].endswith(".bin"):
+        raise _unsupported(next((kind for member, kind in _IN_ZIP if member in data), _ZIP))
+    return _OFFICE[found[0]]
+
+
+def _is_mail(head: str) -> bool:
+    """Headers from the first line on, and enough of them that mails have."""
+    mbox_line = _MBOX_LINE.match(head)
+    position = mbox_line.end() if mbox_line else 0
+    names = set()
+    while header := _MAIL_HEADER.match(head, position):
+        names.add(header[1].lower())
+        position = header.end()
+    rest = head[position:]
+    whole = rest.startswith(("\n", "\r\n")) or "\n" not in rest  # a blank line, or where the head was cut
+    return whole and "from" in names and len(names & _OF_MAIL) >= _MAIL_HEADERS - 1
+
+
 def _unsupported(kind: str) -> Poison:
-    return Poison(f"looks like a {kind}; only PDF, HTML, Markdown and plain text can be read so far")
+    return Poison(f"looks like a {kind}; only {READABLE} can be read")

@@ -19,20 +19,46 @@ def parse(data: bytes, *, name: str, limits: Limits) -> ParsedDocument:
     """
     try:
         document = _parse(data, name, limits)
-        _check(document.text, limits)
+        text = _printable(document.text).rstrip()
+        _check(text, limits)
     except Poison as error:
         raise Poison(f"{name}: {error}") from error
-    # One for one, so that the sections keep their places.
-    return replace(document, text=_UNPRINTABLE.sub(" ", document.text).rstrip())
+    return replace(
+        document,
+        text=text,
+        title=_printable(document.title) if document.title else None,
+        sections=tuple(replace(section, label=_printable(section.label)) for section in document.sections),
+    )
 
 
-def _parse(data: bytes, name: str, limits: Limits) -> ParsedDocument:
+def _printable(text: str) -> str:
+    """One for one, so that the sections keep their places."""
+    return _UNPRINTABLE.sub(" ", text)
+
+
+def _parse(data: bytes, name: str, limits: Limits) -> ParsedDocument:  # noqa: PLR0911 - one for each type
     # Imported late: PDFium and libxml2 take longer to load than most documents take to parse.
-    match detect(data, name=name):
+    match detect(data, name=name, limits=limits):
         case "application/pdf":
             from connectors.parsers import pdf  # noqa: PLC0415 - see above
 
             return pdf.parse(data, limits)
+        case "application/vnd.openxmlformats-officedocument.wordprocessingml.document":
+            from connectors.parsers import docx  # noqa: PLC0415 - see above
+
+            return docx.parse(data, limits)
+        case "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet":
+            from connectors.parsers import xlsx  # noqa: PLC0415 - see above
+
+            return xlsx.parse(data, limits)
+        case "application/vnd.openxmlformats-officedocument.presentationml.presentation":
+            from connectors.parsers import pptx  # noqa: PLC0415 - see above
+
+            return pptx.parse(data, limits)
+        case "message/rfc822":
+            from connectors.parsers import mail  # noqa: PLC0415 - see above
+
+            return mail.parse(data, limits)
         case "text/html":
             from connectors.parsers import html  # noqa: PLC0415 - see above
 

@@ -4,7 +4,6 @@ libxml2's own limits (256 levels, 10 MB per value) stay on. A page beyond them i
 the rest of it.
 """
 
-import codecs
 import re
 
 import lxml.etree
@@ -40,10 +39,6 @@ _LEVELS = {f"h{level}": level for level in range(1, 7)}
 _PROLOG_BYTES = 1024  # where browsers look for a declared encoding (HTML standard, 13.2.3.2)
 _CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
-_WEB_ENCODINGS = re.compile(  # those of the WHATWG Encoding standard; Python knows others that are no text encodings
-    r"utf-8|ascii|iso8859-\d+|cp125\d|cp866|cp874|koi8-[ru]|mac-(?:roman|cyrillic)|gb2312|gbk|gb18030|big5|big5hkscs"
-    r"|euc_jp|shift_jis|cp932|iso2022_jp|euc_kr|cp949"
-)
 
 
 def parse(data: bytes) -> ParsedDocument:
@@ -66,21 +61,11 @@ def _decode(data: bytes) -> str:
         prolog = data[:_PROLOG_BYTES]
         declared = _XML_ENCODING.match(prolog) or _CHARSET.search(prolog)
     if declared is not None:
-        encoding = _web_encoding(declared[1].decode("ascii"))
+        encoding = text.encoding_by_label(declared[1].decode("ascii"))
         if encoding is not None:
             return data.decode(encoding, errors="replace")
     decoded = text.decode(data)
     return data.decode("utf-8", errors="replace") if decoded is None else decoded
-
-
-def _web_encoding(label: str) -> str | None:
-    try:
-        name = codecs.lookup(label).name
-    except LookupError:
-        return None
-    if name in {"ascii", "iso8859-1"}:
-        return "cp1252"  # as in every browser
-    return name if _WEB_ENCODINGS.fullmatch(name) else None
 
 
 def _tree(page: str) -> lxml.html.HtmlElement:

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from connectors.parsers.limits import Limits
-from connectors.parsers.port import ParsedDocument, Parser, Section
+from connectors.parsers.port import Attachment, ParsedDocument, Parser, Section
 from connectors.parsers.worker import OUT_OF_MEMORY, REPLY, REQUEST, TAKEN
 from schemas.errors import Poison, Retryable, TookTooLong
 
@@ -42,8 +42,7 @@ class ProcessParser(Parser):
         memory_bytes: int = 2 << 30,
         limits: Limits | None = None,
     ) -> None:
-        limits = limits or Limits()
-        self._arguments = tuple(str(limit) for limit in (memory_bytes, limits.max_characters, limits.max_pages))
+        self._arguments = (str(memory_bytes), json.dumps(asdict(limits or Limits())))
         self._recycle_after = recycle_after
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(workers)
@@ -169,6 +168,8 @@ class _Worker:
             taken = await self._replies.readexactly(len(TAKEN)) == TAKEN
             (length,) = REPLY.unpack(await self._replies.readexactly(REPLY.size))
             reply: dict[str, Any] = json.loads(await self._replies.readexactly(length))
+            for attachment in reply.get("document", {}).get("attachments", ()):
+                attachment["data"] = await self._replies.readexactly(attachment.pop("bytes"))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _WorkerLostError(taken, _describe(await self._process.wait())) from error
         return reply
@@ -196,4 +197,5 @@ def _describe(exit_code: int) -> str:
 
 def _document(fields: dict[str, Any]) -> ParsedDocument:
     sections = tuple(Section(**section) for section in fields.pop("sections"))
-    return ParsedDocument(**fields, sections=sections)
+    attachments = tuple(Attachment(**attachment) for attachment in fields.pop("attachments"))
+    return ParsedDocument(**fields, sections=sections, attachments=attachments)

@@ -13,6 +13,15 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """A document inside of another one, as it was sent along: nothing about it has been checked."""
+
+    name: str  # of a file, never a path; made up ("part 3") if it has none
+    media_type: str  # as the sender says
+    data: bytes
+
+
+@dataclass(frozen=True)
 class ParsedDocument:
     """What a parser found. `text` is never blank; sections are in order of `start`."""
 
@@ -20,6 +29,7 @@ class ParsedDocument:
     media_type: str  # as found in the content, not as named: "application/pdf"
     title: str | None
     sections: tuple[Section, ...] = ()
+    attachments: tuple[Attachment, ...] = ()  # of a mail; what they hold is not part of `text`
 
 
 class Parser(Protocol):

@@ -23,6 +23,10 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_WEB_ENCODINGS = re.compile(  # those of the WHATWG Encoding standard; Python knows others that are no text encodings
+    r"utf-8|ascii|iso8859-\d+|cp125\d|cp866|cp874|koi8-[ru]|mac-(?:roman|cyrillic)|gb2312|gbk|gb18030|big5|big5hkscs"
+    r"|euc_jp|shift_jis|cp932|iso2022_jp|euc_kr|cp949"
+)
 _CONTROLS = re.compile(r"[\x00-\x07\x0e-\x1a\x1c-\x1f]")  # not tab, line and page breaks, backspace, escape
 _MAX_CONTROL_SHARE = 0.02  # random bytes have 0.1, text has none but for the odd stray
 _MAX_BROKEN_SHARE = 0.1  # of the non-ASCII characters: more is not UTF-8 with a scratch but another encoding
@@ -43,6 +47,17 @@ def encoding_by_mark(data: bytes) -> tuple[str, int] | None:
         if data.startswith(mark):
             return encoding, len(mark)
     return None
+
+
+def encoding_by_label(label: str) -> str | None:
+    """The encoding that a page or a mail declares, as browsers understand it; None if it is none of the web's."""
+    try:
+        name = codecs.lookup(label).name
+    except (LookupError, ValueError):
+        return None
+    if name in {"ascii", "iso8859-1"}:
+        return "cp1252"  # as in every browser
+    return name if _WEB_ENCODINGS.fullmatch(name) else None
 
 
 def utf16_without_mark(data: bytes) -> str | None:

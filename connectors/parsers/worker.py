@@ -1,11 +1,12 @@
-"""The process that parses: `python -m connectors.parsers.worker MEMORY_BYTES MAX_CHARACTERS MAX_PAGES`.
+"""The process that parses: `python -m connectors.parsers.worker MEMORY_BYTES LIMITS`, the limits as JSON.
 
 It reads requests from standard input and writes replies to standard output until its input ends. What a document does
 to it (crash, hang, eat memory) stays in here: its owner (`pool.py`) kills it and starts another.
 
     owner to worker   lengths of name and data (">IQ"), name (UTF-8), data
     worker to owner   TAKEN, as soon as a request's lengths are read: from here on a crash is the document's fault
-                      length (">Q"), JSON: {"document": {...}} or {"poison": message}
+                      length (">Q"), JSON: {"document": {...}} or {"poison": message},
+                      the data of the document's attachments; JSON says how long each is: {"bytes": ...}
 
 Only the standard library is imported before the first document: a fresh worker costs 13 MB and 0.03 s.
 """
@@ -18,11 +19,12 @@ import signal
 import struct
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from connectors.parsers.limits import Limits
+from connectors.parsers.port import Attachment
 from schemas.errors import Poison
 
 TAKEN = b"T"
@@ -35,13 +37,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main() -> None:
     """Serve until the owner closes our input or dies."""
-    memory_bytes, max_characters, max_pages = (int(argument) for argument in sys.argv[1:])
+    memory_bytes, limits = int(sys.argv[1]), Limits(**json.loads(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the owner drains first
     _die_with_owner()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     requests, replies = _claim_standard_streams()
     try:
-        _serve(requests, replies, Limits(max_characters, max_pages))
+        _serve(requests, replies, limits)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # at once: what is left of the heap is not worth tidying up
 
@@ -73,24 +75,33 @@ def _serve(requests: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
         data = requests.read(data_bytes)
         if len(data) < data_bytes:
             return
-        body = json.dumps(_reply(data, name, limits), ensure_ascii=False).encode()
+        reply, attachments = _reply(data, name, limits)
+        body = json.dumps(reply, ensure_ascii=False).encode()
         _send(replies, REPLY.pack(len(body)) + body)
+        for attachment in attachments:
+            _send(replies, attachment.data)
 
 
-def _reply(data: bytes, name: str, limits: Limits) -> dict[str, object]:
+def _reply(data: bytes, name: str, limits: Limits) -> tuple[dict[str, object], tuple[Attachment, ...]]:
+    """What to say about a document, and the attachments to send after it."""
     from connectors.parsers.document import parse  # noqa: PLC0415 - see the module's docstring
 
     try:
-        return {"document": asdict(parse(data, name=name, limits=limits))}
+        document = parse(data, name=name, limits=limits)
     except Poison as error:
-        return {"poison": str(error)}
+        return {"poison": str(error)}, ()
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a parser may raise anything on hostile input
         # Its message may quote the document; its place does not.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
-        return {"poison": f"{name}: its parser failed with {type(error).__name__} at {place}"}
+        return {"poison": f"{name}: its parser failed with {type(error).__name__} at {place}"}, ()
+    fields = asdict(replace(document, attachments=()))
+    fields["attachments"] = [
+        {"name": each.name, "media_type": each.media_type, "bytes": len(each.data)} for each in document.attachments
+    ]
+    return {"document": fields}, document.attachments
 
 
 def _send(replies: BinaryIO, message: bytes) -> None:

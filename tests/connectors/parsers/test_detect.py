@@ -1,12 +1,13 @@
 import random
+from zipfile import ZIP_STORED
 
 import pytest
 
 from connectors.parsers.detect import detect
 from schemas.errors import Poison
+from tests.connectors.parsers.building import docx, mail, pptx, xlsx, zipped
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01"
-ZIP = b"PK\x03\x04\x14\x00\x00\x00\x08\x00"
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512)
 SQLITE = b"SQLite format 3\x00\x10\x00\x01\x01\x00\x40\x20\x20"
 
@@ -18,11 +19,12 @@ SQLITE = b"SQLite format 3\x00\x10\x00\x01\x01\x00\x40\x20\x20"
         (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01", "JPEG image"),
         (b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00", "GIF image"),
         (b"RIFF\x24\x00\x00\x00WEBPVP8 \x18\x00\x00\x00", "WebP image"),
-        (ZIP + b"notes.txt", "ZIP archive"),
-        (ZIP + b"word/document.xml", "Word document"),
-        (ZIP + b"xl/workbook.xml", "Excel workbook"),
-        (ZIP + b"mimetypeapplication/epub+zip", "EPUB book"),
+        (zipped({"notes.txt": "words"}), "ZIP archive"),
+        (zipped({"mimetype": "application/epub+zip"}, method=ZIP_STORED), "EPUB book"),
+        (zipped({"mimetype": "application/vnd.oasis.opendocument.text"}, method=ZIP_STORED), "OpenDocument file"),
+        (zipped({"xl/workbook.bin": "..."}), "binary Excel workbook"),
         (OLE, "legacy Microsoft Office document"),
+        (OLE + "EncryptedPackage".encode("utf-16-le"), "Microsoft Office document with a password"),
         (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", "gzip archive"),
         (b"\x7fELF\x02\x01\x01\x00\x00\x00", "Linux program"),
         (SQLITE, "SQLite database"),
@@ -50,6 +52,58 @@ def test_zero_bytes_are_poison_that_says_so() -> None:
 
 @pytest.mark.parametrize("text", ["BM is a river", "MZ", "PAR1 values", "ID3 tags", "BZh", "GIF89a is a format"])
 def test_text_that_begins_like_a_binary_file_is_text(text: str) -> None:
+    assert detect(text.encode(), name="notes.txt") == "text/plain"
+
+
+def test_refusal_says_what_can_be_read() -> None:
+    with pytest.raises(Poison, match=r"Word \(DOCX\).*mail \(EML\).*plain text can be read$"):
+        detect(b"{\\rtf1}", name="a.rtf")
+
+
+@pytest.mark.parametrize(
+    ("data", "subtype"),
+    [
+        (docx(["x"]), "wordprocessingml.document"),
+        (xlsx({"S": [["x"]]}), "spreadsheetml.sheet"),
+        (pptx([["x"]]), "presentationml.presentation"),
+    ],
+)
+def test_office_file_is_known_by_its_main_part(data: bytes, subtype: str) -> None:
+    assert detect(data, name="notes.txt") == f"application/vnd.openxmlformats-officedocument.{subtype}"
+
+
+def test_presentation_that_holds_a_workbook_is_a_presentation() -> None:
+    data = pptx([["x"]], more={"ppt/embeddings/prices.xlsx": xlsx({"S": [["x"]]})}, method=ZIP_STORED)
+    assert detect(data, name="a").endswith("presentation")
+
+
+def test_damaged_zip_container_is_poison_that_says_so() -> None:
+    with pytest.raises(Poison, match="damaged zip container"):
+        detect(docx(["x"])[:100], name="a.docx")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        mail(subject="x", body="y"),
+        b"From ann@example.org Fri Nov 21 07:00:00 2025\n" + mail(subject="x", body="y"),
+        b"Received: from a\r\n\tby b; Fri\r\nFROM: a@b\r\nDate: today\r\n\r\n\r\n",
+        b"From: a\nTo: b\nDate: c\nX-Long: " + b"x" * 20_000 + b"\n\nbody",
+    ],
+)
+def test_mail_is_known_by_its_headers(head: bytes) -> None:
+    assert detect(head, name="notes.txt") == "message/rfc822"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Date: today\nSubject: minutes\n\nWords",
+        "From: ann to bob\nwords",
+        "From: a\nTo: b\nDate: c\nno header here\n\nx",
+    ],
+)
+def test_text_that_begins_like_a_mail_is_text(text: str) -> None:
     assert detect(text.encode(), name="notes.txt") == "text/plain"
 
 

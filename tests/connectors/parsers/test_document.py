@@ -1,12 +1,18 @@
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from connectors.parsers.detect import MediaType
 from connectors.parsers.document import parse
 from connectors.parsers.limits import Limits
 from schemas.errors import Poison
+from tests.connectors.parsers.building import docx, mail, pptx, xlsx
 
 SAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -34,6 +40,12 @@ def test_text_can_be_stored_anywhere() -> None:
     assert all(character.isprintable() or character == "\n" for character in parsed.text)
 
 
+def test_title_and_labels_can_be_stored_anywhere() -> None:
+    parsed = parse(b"# a\x01b\x7f " + b"words " * 100, name="a.md", limits=Limits())
+    assert parsed.title
+    assert (parsed.title + parsed.sections[0].label).isprintable()
+
+
 def test_each_type_reaches_its_parser(pdf: Callable[..., bytes]) -> None:
     found = {
         parse(data, name=name, limits=Limits()).media_type
@@ -42,9 +54,23 @@ def test_each_type_reaches_its_parser(pdf: Callable[..., bytes]) -> None:
             (b"<!doctype html><p>x", "a.bin"),
             (b"# x", "a.md"),
             (b"x", "a.txt"),
+            (docx(["x"]), "a.bin"),
+            (xlsx({"S": [["x"]]}), "a.bin"),
+            (pptx([["x"]]), "a.bin"),
+            (mail(subject="x", body="y"), "a.bin"),
         ]
     }
-    assert found == {"application/pdf", "text/html", "text/markdown", "text/plain"}
+    assert found == set(get_args(MediaType))
+
+
+@given(
+    st.sampled_from([b"", b"PK\x03\x04", b"%PDF-1.7\n", b"<html>", b"From: a\nTo: b\nDate: c\n", b"\xff\xfe", b"# "]),
+    st.binary(),
+    st.sampled_from(["a.md", "a"]),
+)
+def test_bytes_of_any_kind_are_a_document_or_poison(head: bytes, rest: bytes, name: str) -> None:
+    with suppress(Poison):
+        assert parse(head + rest, name=name, limits=Limits()).text.strip()
 
 
 def samples() -> list[Path]:

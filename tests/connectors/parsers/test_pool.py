@@ -12,8 +12,9 @@ import pytest
 
 from connectors.parsers.limits import Limits
 from connectors.parsers.pool import ProcessParser
-from connectors.parsers.port import ParsedDocument
+from connectors.parsers.port import Attachment, ParsedDocument
 from schemas.errors import HeadraceError, Poison, Retryable
+from tests.connectors.parsers.building import File, mail, multipart, text_part
 
 DEADLINE_S = 30.0
 LONG_WORK = b"<html><body>" + b"<p>word</p>" * 3_000_000  # many seconds of parsing
@@ -75,6 +76,20 @@ def test_document_comes_back_with_its_title_and_sections() -> None:
     assert parsed.text == "# Größe\n\nwords\n\n## Länge\n\nmore"
     assert (parsed.media_type, parsed.title) == ("text/markdown", "Größe")
     assert [(section.start, section.label) for section in parsed.sections] == [(0, "Größe"), (16, "Länge")]
+
+
+def test_attachments_come_back_byte_for_byte() -> None:
+    files = [File("all.bin", "a/b", bytes(range(256)) * 4096), File("none.bin", "a/b", b""), File("x", "a/c", b"{}")]
+    data = mail(subject="x", body=multipart([text_part("see"), *(file.part() for file in files)]))
+
+    async def scenario() -> ParsedDocument:
+        async with ProcessParser(workers=1) as parser:
+            parsed = await parser.parse(data, name="a.eml")
+            await assert_next_document_goes_through(parser)
+            return parsed
+
+    attachments = asyncio.run(scenario()).attachments
+    assert attachments == tuple(Attachment(file.name, file.media_type, file.data) for file in files)
 
 
 def test_no_process_is_started_before_the_first_document() -> None:
@@ -298,7 +313,7 @@ def test_module_in_the_current_directory_is_not_run(tmp_path: Path, monkeypatch:
 def test_what_a_library_prints_does_not_disturb_the_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = "import sys\nsys.addaudithook(lambda event, args: 'html' in str(args) and print('noise', flush=True))\n"
     (tmp_path / "sitecustomize.py").write_text(noisy)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(Path(__file__).parents[3]))))
 
     async def scenario() -> None:
         async with ProcessParser(workers=1) as parser:
