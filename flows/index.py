@@ -10,7 +10,7 @@ from operators.decode import consume
 from operators.index import index
 from operators.produce import produce
 from operators.runtime import Runtime
-from schemas.documents import DocumentEmbedded, DocumentIndexed
+from schemas.documents import DocumentEmbedded, DocumentIndexed, DocumentUploaded
 
 
 def build(runtime: Runtime, store: ObjectStore, vectors: VectorIndex) -> Dataflow:
@@ -19,6 +19,7 @@ def build(runtime: Runtime, store: ObjectStore, vectors: VectorIndex) -> Dataflo
     embedded = consume("embedded", flow, DocumentEmbedded, runtime)
     loaded = check_out("check_out", embedded.oks, DocumentEmbedded, store, runtime)
     indexed = index("index", loaded.oks, vectors, runtime)
+    produce("detached", indexed.detached, DocumentUploaded, runtime)
     produce("indexed", indexed.oks, DocumentIndexed, runtime)
     dead_letter("dlq", embedded.errs, loaded.errs, indexed.errs, runtime=runtime)
     return flow

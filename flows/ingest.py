@@ -1,4 +1,7 @@
-"""documents.uploaded ─► unchanged ─► extract ─► chunk ─► embed ─► index ─► documents.indexed; failures ─► *.dlq."""
+"""documents.uploaded ─► unchanged ─► extract ─► chunk ─► embed ─► index ─► documents.indexed; failures ─► *.dlq.
+
+What is attached to a document is uploaded by `extract`, and deleted by `index`: it comes back as a document of its own.
+"""
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -36,6 +39,7 @@ def build(
     chunked = chunk("chunk", extracted.oks, embedder, chunking, runtime)
     embedded = embed("embed", chunked.oks, embedder, runtime)
     indexed = index("index", embedded.oks, vectors, runtime)
+    produce("attached", op.merge("family", extracted.attached, indexed.detached), DocumentUploaded, runtime)
     produce("indexed", op.merge("done", indexed.oks, sifted.indexed), DocumentIndexed, runtime)
     failures = (each.errs for each in (uploaded, sifted, extracted, chunked, embedded, indexed))
     dead_letter("dlq", *failures, runtime=runtime)

@@ -54,6 +54,7 @@ async def embed_chunks(chunked: ChunkedDocument, embedder: Embedder) -> Document
         op=document.op,
         uri=document.uri,
         revision=document.revision,
+        children=document.children,
         version=document.version,
         model=embedder.model,
         dimensions=embedder.dimensions,

@@ -8,17 +8,18 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.kafka.record import Record
 from connectors.object_store import ObjectStore, shown_uri
 from connectors.parsers.port import Parser
+from operators.attached import upload_of_attachment
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
-from operators.outcome import Outcome
 from operators.runtime import Runtime
-from schemas.dead_letter import first_produced_at
+from schemas.dead_letter import DeadLetter, first_produced_at
 from schemas.documents import DocumentExtracted, DocumentUploaded, SectionMark
 from schemas.errors import Poison
 
@@ -39,6 +40,24 @@ class ExtractPolicy:
     """Limits of one document."""
 
     max_document_bytes: int = 50_000_000  # of the file; what is larger belongs in parts
+    max_depth: int = 5  # documents that one lies inside of: a report in a mail in a mail is at 2
+
+
+@dataclass(frozen=True)
+class ReadDocument:
+    """A document's text, and the uploads of what is attached to it."""
+
+    document: DocumentExtracted
+    attached: tuple[DocumentUploaded, ...]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Texts, uploads of attachments, and dead letters. All must be consumed."""
+
+    oks: KeyedStream[Envelope[DocumentExtracted]]
+    attached: KeyedStream[Envelope[DocumentUploaded]]
+    errs: KeyedStream[DeadLetter]
 
 
 def check_digest(data: bytes, upload: DocumentUploaded) -> None:
@@ -64,11 +83,14 @@ def revision_of(upload: DocumentUploaded, record: Record) -> int:
     )
 
 
-async def read_text(
+async def read_document(
     upload: DocumentUploaded, revision: int, store: ObjectStore, parser: Parser, policy: ExtractPolicy
-) -> DocumentExtracted:
-    """The text of an upload; a delete passes through without any."""
+) -> ReadDocument:
+    """The text of an upload, and what is attached to it; a delete passes through without any."""
     parts: dict[str, object] = {}
+    attached: tuple[DocumentUploaded, ...] = ()
+    if upload.op == "upsert" and upload.depth > policy.max_depth:
+        raise Poison(f"an attachment inside of {upload.depth} documents; the limit is {policy.max_depth}")
     if upload.text is not None:
         if not upload.text.strip():
             raise Poison("the inline text is blank: there is nothing to index")
@@ -77,10 +99,17 @@ async def read_text(
         data = await store.read(upload.uri, max_bytes=policy.max_document_bytes)
         check_digest(data, upload)
         parsed = await parser.parse(data, name=shown_uri(upload.uri))
+        attached = tuple(
+            [
+                await upload_of_attachment(upload, revision, place, attachment, store)
+                for place, attachment in enumerate(parsed.attachments)
+            ]
+        )
         sections = tuple(SectionMark(start=section.start, label=section.label) for section in parsed.sections)
         parts = {"text": parsed.text, "media_type": parsed.media_type, "title": parsed.title, "sections": sections}
     identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri", "version"})
-    return DocumentExtracted.model_validate(identity | parts | {"revision": revision})
+    orders = {"revision": revision, "children": len(attached)}
+    return ReadDocument(DocumentExtracted.model_validate(identity | parts | orders), attached)
 
 
 @operator
@@ -91,11 +120,16 @@ def extract(
     parser: Parser,
     policy: ExtractPolicy,
     runtime: Runtime,
-) -> Outcome[DocumentExtracted]:
+) -> Extracted:
     """Read and parse each upload, in order per document."""
 
-    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentExtracted:
+    async def work(envelope: Envelope[DocumentUploaded]) -> ReadDocument:
         upload = envelope.body
-        return await read_text(upload, revision_of(upload, envelope.record), store, parser, policy)
+        return await read_document(upload, revision_of(upload, envelope.record), store, parser, policy)
 
-    return offload("work", up, work, body=DocumentUploaded, policy=EXTRACT, runtime=runtime)
+    read = offload("work", up, work, body=DocumentUploaded, policy=EXTRACT, runtime=runtime)
+    oks = op.map_value("text", read.oks, lambda envelope: envelope.carrying(envelope.body.document))
+    attached = op.flat_map_value(
+        "attached", read.oks, lambda envelope: (envelope.carrying(each) for each in envelope.body.attached)
+    )
+    return Extracted(oks, attached, read.errs)

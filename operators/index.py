@@ -7,23 +7,42 @@ letters: what the index refuses.
 """
 
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.vector_index.port import Point, VectorIndex
+from operators.attached import delete_of_attachment
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
-from operators.outcome import Outcome
 from operators.runtime import Runtime
-from schemas.documents import DocumentEmbedded, DocumentIndexed
+from schemas.dead_letter import DeadLetter
+from schemas.documents import DocumentEmbedded, DocumentIndexed, DocumentUploaded
 from schemas.errors import Retryable
 from schemas.event import derive_id
 
 INDEX = OffloadPolicy(dependency="vector_index", capacity=64, backlog=64, timeout_s=60.0, keep_key_order=True)
 DELETED = "deleted"
 """The version of a document that is no more."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What the index holds now, and the deletes of what was attached to the former version and no longer is."""
+
+    indexed: DocumentIndexed
+    detached: tuple[DocumentUploaded, ...]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Documents that can be found, deletes of their former attachments, and dead letters. All must be consumed."""
+
+    oks: KeyedStream[Envelope[DocumentIndexed]]
+    detached: KeyedStream[Envelope[DocumentUploaded]]
+    errs: KeyedStream[DeadLetter]
 
 
 def points(document: DocumentEmbedded) -> list[Point]:
@@ -47,7 +66,7 @@ def points(document: DocumentEmbedded) -> list[Point]:
     ]
 
 
-async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> DocumentIndexed:
+async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> Replaced:
     """Make readers find exactly this version of the document, unless a newer one is there; a delete has no points.
 
     Write new, verify, switch, delete old: what readers find never is less than the old version, whatever fails in
@@ -57,11 +76,20 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
     of_document = {"tenant": document.tenant, "document_id": document.document_id}
     await vectors.open(name, document.dimensions)
     held = await vectors.states(name, **of_document)
-    newest = max((point.revision for point in held if point.visible or point.version == DELETED), default=0)
+    current = [point for point in held if point.visible or point.version == DELETED]
+    newest = max((point.revision for point in current), default=0)
+    attached = max(
+        (point.children for point in current), default=0
+    )  # ever: a crash may have kept deletes from going out
     if newest > revision:
-        return _indexed(document, sum(point.visible for point in held), superseded=True)
+        late = range(attached, document.children)  # which had been uploaded when this version was read
+        return Replaced(
+            _indexed(document, sum(point.visible for point in held), superseded=True),
+            tuple(delete_of_attachment(document, newest, place) for place in late),
+        )
 
-    wanted = points(document) or [_tombstone(document)]
+    most = max(attached, document.children)
+    wanted = [replace(point, children=most) for point in points(document) or [_tombstone(document)]]
     found_already = {point.id for point in held if point.visible}
     fresh = [point for point in wanted if point.id not in found_already]
     await vectors.upsert(name, [replace(point, visible=False) for point in fresh])
@@ -72,7 +100,10 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
     await vectors.show(name, [point.id for point in fresh if point.visible], tenant=document.tenant, revision=revision)
     await vectors.upsert(name, [point for point in wanted if point.id in found_already])
     await vectors.delete_document(name, **of_document, keep=frozenset(point.id for point in wanted))
-    return _indexed(document, sum(point.visible for point in wanted), superseded=False)
+    return Replaced(
+        _indexed(document, sum(point.visible for point in wanted), superseded=False),
+        tuple(delete_of_attachment(document, revision, place) for place in range(document.children, attached)),
+    )
 
 
 def _tombstone(document: DocumentEmbedded) -> Point:
@@ -109,12 +140,15 @@ def _indexed(document: DocumentEmbedded, chunks: int, *, superseded: bool) -> Do
 
 
 @operator
-def index(
-    step_id: str, up: KeyedStream[Envelope[DocumentEmbedded]], vectors: VectorIndex, runtime: Runtime
-) -> Outcome[DocumentIndexed]:
+def index(step_id: str, up: KeyedStream[Envelope[DocumentEmbedded]], vectors: VectorIndex, runtime: Runtime) -> Indexed:
     """Write each document's points, in order per document."""
 
-    async def work(envelope: Envelope[DocumentEmbedded]) -> DocumentIndexed:
+    async def work(envelope: Envelope[DocumentEmbedded]) -> Replaced:
         return await replace_document(envelope.body, vectors)
 
-    return offload("work", up, work, body=DocumentEmbedded, policy=INDEX, runtime=runtime)
+    replaced = offload("work", up, work, body=DocumentEmbedded, policy=INDEX, runtime=runtime)
+    oks = op.map_value("done", replaced.oks, lambda envelope: envelope.carrying(envelope.body.indexed))
+    detached = op.flat_map_value(
+        "detached", replaced.oks, lambda envelope: (envelope.carrying(each) for each in envelope.body.detached)
+    )
+    return Indexed(oks, detached, replaced.errs)

@@ -32,6 +32,9 @@ class DocumentEvent(JobEvent):
         description="Orders the versions of a document: one never replaces another with a higher revision. A producer "
         "numbers all of them or none; without numbers they are ordered by `uploaded_at`, in microseconds.",
     )
+    children: int = Field(
+        default=0, ge=0, description="Documents attached to it, each an upload of its own; set by our flows."
+    )
     version: str | None = Field(
         default=None,
         description="Names the content and how it is processed, where both are known; set by our flows.",
@@ -71,6 +74,10 @@ class DocumentUploaded(DocumentEvent):
     sha256: Sha256 | None = Field(
         default=None, description="SHA-256 of the bytes behind `uri`; checked when they are read."
     )
+    parent_id: Identifier | None = Field(
+        default=None, description="The document that it is attached to; set by our flows, as is `depth`."
+    )
+    depth: int = Field(default=0, ge=0, description="How many documents it lies inside of.")
     uploaded_at: Timestamp = Field(
         default_factory=utc_now, description="When it was uploaded; of two versions the later one stays."
     )

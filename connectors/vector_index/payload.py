@@ -11,7 +11,7 @@ from schemas.errors import Fatal, Poison
 
 TENANT = "tenant"
 HIDDEN_TENANT = "hidden_tenant"
-STATE_FIELDS = ("version", "revision", HIDDEN_TENANT)
+STATE_FIELDS = ("version", "revision", "children", HIDDEN_TENANT)
 
 _FLOAT_BYTES = 4
 # What both a Qdrant server and a file system accept; the first character leaves dot files to the index itself.
@@ -70,6 +70,7 @@ def to_payload(point: Point) -> dict[str, str | int | None]:
         "text": point.text,
         "version": point.version,
         "revision": point.revision,
+        "children": point.children,
     }
 
 
@@ -92,6 +93,7 @@ def to_point(point_id: str, payload: Mapping[str, object] | None, vector: Sequen
         vector=np.asarray(vector, dtype="<f4").tobytes(),
         version=read.version,
         revision=read.revision,
+        children=read.children,
     )
 
 
@@ -101,7 +103,7 @@ def to_state(point_id: str, payload: Mapping[str, object] | None) -> PointState:
         read = _State.model_validate(payload or {})
     except ValidationError:
         raise _foreign(point_id, "its version and revision") from None
-    return PointState(point_id, read.version, read.revision, read.hidden_tenant is None)
+    return PointState(point_id, read.version, read.revision, read.children, read.hidden_tenant is None)
 
 
 def to_hit(point_id: str, payload: Mapping[str, object] | None, score: float) -> Hit:
@@ -121,6 +123,7 @@ def to_hit(point_id: str, payload: Mapping[str, object] | None, score: float) ->
 class _State(BaseModel):
     version: str | None = None
     revision: int = 0
+    children: int = 0
     hidden_tenant: str | None = None
 
 

@@ -19,6 +19,7 @@ class Point:
     vector: bytes  # float32, little-endian, 4 x dimensions bytes, unit length
     version: str | None = None  # of the document, as whoever wrote the point names it
     revision: int = 0  # of the document: what has a lower one is older
+    children: int = 0  # documents that have been attached to its document
     visible: bool = True  # whether readers find it; one that is hidden waits to be shown, or remembers a delete
 
 
@@ -29,6 +30,7 @@ class PointState:
     id: str
     version: str | None
     revision: int
+    children: int
     visible: bool
 
 

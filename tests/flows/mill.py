@@ -46,7 +46,7 @@ class Mill:
 
     def __init__(self, directory: Path, loop: EventLoop) -> None:
         self._directory = directory
-        self._loop = loop
+        self.loop = loop
         self._entries: list[Entry] = []
         self.embedder = Counting()
         self.remembering = CachedEmbedder(self.embedder, directory / "embeddings.sqlite", max_bytes=1_000_000)
@@ -70,19 +70,29 @@ class Mill:
         embedder: Embedder = self.remembering if remember else self.embedder
         try:
             with RecoveryDirectory(self._directory / "ingest") as recovery:
-                runtime = Runtime(topics, self._loop, Stop())
+                runtime = Runtime(topics, self.loop, Stop())
                 policies = (ExtractPolicy(), self.chunking)
                 flow = ingest.build(runtime, store, parser, embedder, self.vectors, *policies)
                 run_main(flow, recovery_config=recovery.config())
         finally:
-            self._loop.run(parser.close(), timeout_s=30)
+            self.loop.run(parser.close(), timeout_s=30)
         return topics
+
+    @property
+    def uploaded(self) -> int:
+        """How many uploads there have been: the next one's offset."""
+        return sum(isinstance(entry, Record) for entry in self._entries)
+
+    def anything(self) -> bytes:
+        """A vector to search by where everything is to be found."""
+        (row,) = self.loop.run(self.embedder.embed(["anything"]), timeout_s=30)
+        return bytes(row.astype("<f4").tobytes())
 
     def texts(self, document_id: str) -> list[str]:
         found = self.vectors.list_document("documents", tenant="default", document_id=document_id)
-        return [point.text for point in self._loop.run(found, timeout_s=30)]
+        return [point.text for point in self.loop.run(found, timeout_s=30)]
 
     def lose(self, document_id: str) -> None:
         """Delete a document behind the flow's back."""
         deleted = self.vectors.delete_document("documents", tenant="default", document_id=document_id)
-        self._loop.run(deleted, timeout_s=30)
+        self.loop.run(deleted, timeout_s=30)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
 from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
+from operators.attached import child_id
 from operators.index import replace_document
 from schemas.documents import DocumentEmbedded, EmbeddedChunk
 from schemas.errors import Retryable
@@ -126,7 +127,7 @@ def test_readers_find_a_whole_version_at_any_moment_and_the_newest_at_the_end(
             index = Failing(inner, fails, look)
             while True:
                 try:
-                    indexed = await replace_document(embedded(revision, texts), index)
+                    indexed = (await replace_document(embedded(revision, texts), index)).indexed
                 except Retryable:
                     continue
                 break
@@ -157,7 +158,7 @@ def test_half_of_a_new_version_is_not_found_when_the_rest_cannot_be_written() ->
         hits = await inner.search("documents", READER, tenant="default", limit=9)
         assert {hit.text for hit in hits} == {"a", "b"}
         late = await replace_document(embedded(1, ["a", "b"]), inner)  # which is not late: nothing newer was shown
-        assert not late.superseded
+        assert not late.indexed.superseded
         assert len(await inner.states("documents", tenant="default", document_id="d")) == 2
         await inner.close()
 
@@ -196,3 +197,31 @@ def test_a_document_id_of_another_tenant_is_another_document() -> None:
 def _renamed(document: DocumentEmbedded) -> EmbeddedChunk:
     assert document.chunks is not None
     return document.chunks[0].model_copy(update={"chunk_id": str(uuid4())})
+
+
+def family(revision: int, children: int, *, deleted: bool = False) -> DocumentEmbedded:
+    return embedded(revision, [] if deleted else ["a"]).model_copy(update={"children": children})
+
+
+def test_attachments_that_are_no_more_are_deleted_also_when_a_crash_kept_that_from_being_said() -> None:
+    async def run() -> None:
+        inner = QdrantIndex(IN_MEMORY)
+
+        async def detached(document: DocumentEmbedded) -> list[tuple[str, int | None]]:
+            replaced = await replace_document(document, inner)
+            assert all(each.op == "delete" and each.parent_id == "d" for each in replaced.detached)
+            return [(each.document_id, each.revision) for each in replaced.detached]
+
+        def ids(revision: int, *places: int) -> list[tuple[str, int | None]]:
+            return [(child_id(family(1, 0), place), revision) for place in places]
+
+        assert await detached(family(2, 3)) == []
+        assert await detached(family(3, 1)) == ids(3, 1, 2)
+        assert await detached(family(3, 1)) == ids(3, 1, 2)  # the replay after a crash
+        assert await detached(family(1, 5)) == ids(3, 3, 4)  # late: what it has brought back is newer than nothing
+        assert await detached(family(4, 0, deleted=True)) == ids(4, 0, 1, 2)
+        assert await detached(family(4, 0, deleted=True)) == ids(4, 0, 1, 2)
+        assert await detached(family(3, 1)) == []  # late as well, and each of its places has been deleted since
+        await inner.close()
+
+    asyncio.run(run())
