@@ -125,7 +125,7 @@ def seconds(work: Callable[[], object]) -> float:
 def ingest_s(paths: Sequence[Path], chunks: int, busy: list[float]) -> float:
     """Seconds from the first upload to the last indexed document; `busy` gets the GPU's share in them."""
     with tempfile.TemporaryDirectory(prefix="headrace-embed-") as home:
-        stack = LocalStack(Path(home), file_roots=(paths[0].parent,), drain_s=1.0)
+        stack = LocalStack(Path(home), file_roots=(paths[0].parent,), drain_s=1.0, flows=("ingest",))
         with stack, Follower(stack.bootstrap, {}) as follower:
 
             def indexed(some: Sequence[Path], collection: str) -> int:

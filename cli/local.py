@@ -30,13 +30,16 @@ def obey_signals() -> None:
 
 
 class LocalStack:
-    """A broker and `headrace run ingest answer` on it.
+    """A broker and `headrace run` on it, of `ingest` and `answer` unless other flows are named.
 
     The broker lives in memory, so its flows start from empty recovery state each time; the vector index in `data_dir`
     stays. Both processes end with this one, however it ends. One stack has a `data_dir` at a time.
     """
 
-    def __init__(self, data_dir: Path, *, file_roots: tuple[Path, ...], drain_s: float) -> None:
+    def __init__(
+        self, data_dir: Path, *, file_roots: tuple[Path, ...], drain_s: float, flows: tuple[str, ...] = FLOWS
+    ) -> None:
+        self._names = flows
         self._data_dir = data_dir
         self._file_roots = file_roots
         self._drain_s = drain_s
@@ -65,7 +68,7 @@ class LocalStack:
                 f"{PREFIX}DRAIN_S": str(self._drain_s),
             }
             self._flows = subprocess.Popen(  # noqa: S603  # our own command
-                [sys.executable, "-m", "cli.main", "run", *FLOWS, "--until-stdin-closes"],
+                [sys.executable, "-m", "cli.main", "run", *self._names, "--until-stdin-closes"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
