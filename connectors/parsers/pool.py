@@ -19,7 +19,18 @@ from connectors.parsers.worker import OUT_OF_MEMORY, REPLY, REQUEST, TAKEN
 from schemas.errors import Poison, Retryable, TookTooLong
 
 _PIPE_BUFFER_BYTES = 1 << 20
-_INHERITED = ("HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "PYTHON", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_INHERITED = (
+    "HOME",
+    "LANG",
+    "LC_",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "PYTHON",
+    "TESSDATA_PREFIX",
+    "TMPDIR",
+    "TZ",
+    "VIRTUAL_ENV",
+)
 """Prefixes of the variables that a worker gets: it reads hostile documents and has no use for keys and passwords."""
 
 
