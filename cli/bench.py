@@ -8,6 +8,7 @@ BENCHMARKS = {
     "admission": "benchmarks.admission:admission",
     "chaos": "benchmarks.chaos:chaos",
     "dedup": "benchmarks.dedup:dedup_bench",
+    "extract": "benchmarks.extract:extract",
     "offload": "benchmarks.offload:offload",
 }
 

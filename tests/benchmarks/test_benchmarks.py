@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.extract import FORMATS, recall
 from benchmarks.offload import ideal_s
 from tests.headrace_process import headrace
 
@@ -13,6 +14,10 @@ from tests.headrace_process import headrace
     [
         (("dedup", "--ids", "2000"), {"rss_mb", "restore_s"}),
         (("admission", "--events", "2000", "--rounds", "1"), {"events_s_core", "bare_events_s_core", "ratio_to_bare"}),
+        (
+            ("extract", "--words", "500", "--rounds", "1"),
+            {f"{name}_{figure}" for name in FORMATS for figure in ("mb_s", "recall")},
+        ),
         (
             ("offload", "--calls", "20", "--capacity", "20", "--mixed-s", "0.1", "0.5"),
             {"ratio_to_ideal", "ratio_to_ideal_mixed", "cpu_ms_per_call"},
@@ -33,3 +38,9 @@ def test_the_ideal_begins_each_call_when_a_slot_is_free() -> None:
     assert ideal_s([2.0] * 10, 5) == 4.0
     assert ideal_s([5.0, 1.0, 1.0, 1.0], 2) == 5.0
     assert ideal_s([1.0], 100) == 1.0
+
+
+def test_recall_counts_each_word_as_often_as_it_is_wanted() -> None:
+    assert recall(["a", "b", "b", "c"], "b, a; c b") == 1.0
+    assert recall(["a", "b", "b", "c"], "c: b") == 0.5
+    assert recall(["a"], "A") == 0.0

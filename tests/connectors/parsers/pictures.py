@@ -87,7 +87,8 @@ def scanned_pdf(pages: Sequence[Picture | str]) -> bytes:
             resources = b"/Font << /F 3 0 R >>"
         else:
             objects.append(page.pdf_image())
-            content = b"q 595 0 0 %d 0 400 cm /I Do Q" % (595 * page.height // page.width)
+            height = 595 * page.height // page.width
+            content = b"q 595 0 0 %d 0 %d cm /I Do Q" % (height, 842 - height)
             resources = b"/XObject << /I %d 0 R >>" % len(objects)
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content))
         objects.append(
