@@ -41,7 +41,7 @@ class ProcessParser(Parser):
     recycle_after: documents per worker; bounds what PDFium and libxml2 leak and fragment, for 0.03 s per start.
     timeout_s: per document, however long the caller is willing to wait; less than what `extract` waits, so that a hang
         is put down to the document.
-    memory_bytes: address space of a worker (RLIMIT_AS).
+    memory_bytes: address space of a worker (RLIMIT_AS), and as much again of the OCR that it may have running.
     """
 
     def __init__(

@@ -29,6 +29,11 @@ class Picture:
     height: int
     rows: tuple[bytes, ...]
 
+    def on_a_page(self) -> "Picture":
+        """The same with white below, as high as a page."""
+        below = self.width * 842 // 595 - self.height
+        return Picture(self.width, self.height + below, self.rows + (b"\xff" * self.width,) * below)
+
     def png(self) -> bytes:
         return png(self.width, self.height, b"".join(b"\0" + row for row in self.rows))
 

@@ -43,6 +43,13 @@ def hung_tesseract(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "pid"
 
 
+@pytest.fixture
+def pdf_with_drawing() -> bytes:
+    """A page of text, and one with a line across it."""
+    data = scanned_pdf(["typed", "drawn"])
+    return data.replace(b"BT /F 12 Tf 50 700 Td (drawn) Tj ET", b"0 0 m 595 842 l S                  ")
+
+
 @pytest.mark.usefixtures("tesseract")
 @pytest.mark.parametrize("kind", ["png", "bmp", "tiff"])
 def test_text_in_an_image_is_read(kind: str) -> None:
@@ -63,7 +70,7 @@ def test_pages_of_an_image_are_sections() -> None:
 
 @pytest.mark.usefixtures("tesseract")
 def test_scanned_pages_are_read_between_those_with_text() -> None:
-    parsed = pdf.parse(scanned_pdf([picture(WORDS), "typed", "", picture(MORE)]))
+    parsed = pdf.parse(scanned_pdf([picture(WORDS).on_a_page(), "typed", "", picture(MORE).on_a_page()]))
     assert parsed.text == f"{WORDS}\n\ntyped\n\n{MORE}"
     assert [section.label for section in parsed.sections] == ["page 1", "page 2", "page 4"]
 
@@ -101,6 +108,11 @@ def test_without_tesseract_a_scan_is_poison_that_says_what_to_install() -> None:
 def test_without_tesseract_the_pages_with_text_are_kept() -> None:
     parsed = pdf.parse(scanned_pdf([picture(WORDS), "typed"]))
     assert (parsed.text, [section.label for section in parsed.sections]) == ("typed", ["page 2"])
+
+
+@pytest.mark.usefixtures("hung_tesseract")
+def test_drawings_among_pages_with_text_are_not_worth_ocr(pdf_with_drawing: bytes) -> None:
+    assert pdf.parse(pdf_with_drawing).text == "typed"
 
 
 @pytest.mark.usefixtures("hung_tesseract")
