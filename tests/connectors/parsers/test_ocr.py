@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ def hung_tesseract(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A tesseract that writes its pid into a file and never ends."""
     command = tmp_path / "tesseract"
     command.write_text(
-        f"#!/bin/sh\necho $$ >{tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600\n"
+        f"#!{sys.executable} -I\nimport os, pathlib, time\n"
+        f"new = pathlib.Path({str(tmp_path / 'new')!r})\nnew.write_text(str(os.getpid()))\n"
+        "new.rename(new.with_name('pid'))\ntime.sleep(600)\n"
     )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
