@@ -9,6 +9,7 @@ BENCHMARKS = {
     "chaos": "benchmarks.chaos:chaos",
     "dedup": "benchmarks.dedup:dedup_bench",
     "embed": "benchmarks.embed:embed",
+    "extract": "benchmarks.extract:extract",
     "offload": "benchmarks.offload:offload",
     "retrieval": "benchmarks.retrieval:retrieval",
 }

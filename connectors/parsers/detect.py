@@ -13,12 +13,21 @@ MediaType = Literal[
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
     "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "image/bmp",
+    "image/gif",
+    "image/jpeg",
+    "image/png",
+    "image/tiff",
+    "image/webp",
     "message/rfc822",
     "text/html",
     "text/markdown",
     "text/plain",
 ]
-READABLE = "PDF, Word (DOCX), Excel (XLSX), PowerPoint (PPTX), mail (EML), HTML, Markdown and plain text"
+READABLE = (
+    "PDF, Word (DOCX), Excel (XLSX), PowerPoint (PPTX), mail (EML), HTML, Markdown, plain text"
+    " and, with tesseract, images (PNG, JPEG, TIFF, WebP, GIF, BMP)"
+)
 """For messages: what can be read."""
 
 _HEAD_BYTES = 16_384  # pages begin with licence comments of some kilobytes
@@ -27,14 +36,24 @@ _MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
 
 _ZIP = "ZIP archive"
 _OLE = "legacy Microsoft Office document or Outlook message"
+_READ_AS: dict[str, MediaType] = {
+    "application/pdf": "application/pdf",
+    "image/bmp": "image/bmp",
+    "image/gif": "image/gif",
+    "image/jpeg": "image/jpeg",
+    "image/png": "image/png",
+    "image/tiff": "image/tiff",
+    "image/webp": "image/webp",
+}
 _SIGNATURES = (  # (offset, bytes, what to call it)
-    (0, b"\x89PNG\r\n\x1a\n", "PNG image"),
-    (0, b"\xff\xd8\xff", "JPEG image"),
-    (0, b"GIF87a", "GIF image"),
-    (0, b"GIF89a", "GIF image"),
-    (0, b"II*\0", "TIFF image"),
-    (0, b"MM\0*", "TIFF image"),
-    (8, b"WEBPVP8", "WebP image"),
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF87a", "image/gif"),
+    (0, b"GIF89a", "image/gif"),
+    (0, b"II*\0", "image/tiff"),
+    (0, b"MM\0*", "image/tiff"),
+    (8, b"WEBPVP8", "image/webp"),
+    (0, b"BM", "image/bmp"),
     (8, b"WAVEfmt ", "WAV recording"),
     (0, b"ID3", "MP3 recording"),
     (0, b"OggS\0", "Ogg recording"),
@@ -95,7 +114,7 @@ def detect(data: bytes, *, name: str, limits: Limits | None = None) -> MediaType
     """The type of a document that a parser here can read.
 
     Raises:
-        Poison: empty, or of another type, which the message names ("PNG image", "ZIP archive").
+        Poison: empty, or of another type, which the message names ("RTF document", "ZIP archive").
     """
     if not data:
         raise Poison("the document is empty (0 bytes)")
@@ -103,10 +122,8 @@ def detect(data: bytes, *, name: str, limits: Limits | None = None) -> MediaType
     if head.lstrip().startswith("%PDF-"):
         return "application/pdf"
     kind = _kind(data, printable=False)
-    if kind == _ZIP:
-        return _in_zip(data, limits or Limits())
     if kind is not None:
-        raise _unsupported(kind)
+        return _binary(kind, data, limits or Limits())
     if _is_mail(head):
         return "message/rfc822"
     markdown = PurePosixPath(name).suffix.lower() in _MARKDOWN_SUFFIXES
@@ -115,8 +132,8 @@ def detect(data: bytes, *, name: str, limits: Limits | None = None) -> MediaType
     if text.decode(data) is not None:
         return "text/markdown" if markdown else "text/plain"
     if b"%PDF-" in data[:_PDF_HEAD_BYTES]:
-        return "application/pdf"
-    raise _unsupported(_kind(data, printable=True) or "binary file of an unknown type")
+        kind = "application/pdf"
+    return _binary(kind or _kind(data, printable=True) or "binary file of an unknown type", data, limits or Limits())
 
 
 def _head(data: bytes) -> str:
@@ -163,6 +180,15 @@ def _is_mail(head: str) -> bool:
     rest = head[position:]
     whole = rest.startswith(("\n", "\r\n")) or "\n" not in rest  # a blank line, or where the head was cut
     return whole and "from" in names and len(names & _OF_MAIL) >= _MAIL_HEADERS - 1
+
+
+def _binary(kind: str, data: bytes, limits: Limits) -> MediaType:
+    """What can be read of the kinds that a signature names."""
+    if kind == _ZIP:
+        return _in_zip(data, limits)
+    if kind in _READ_AS:
+        return _READ_AS[kind]
+    raise _unsupported(kind)
 
 
 def _unsupported(kind: str) -> Poison:

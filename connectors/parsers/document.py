@@ -19,13 +19,13 @@ def parse(data: bytes, *, name: str, limits: Limits) -> ParsedDocument:
     """
     try:
         document = _parse(data, name, limits)
-        text = _printable(document.text).rstrip()
+        text = _printable(document.text)
         _check(text, limits)
     except Poison as error:
         raise Poison(f"{name}: {error}") from error
     return replace(
         document,
-        text=text,
+        text=text.rstrip(),
         title=_printable(document.title) if document.title else None,
         sections=tuple(replace(section, label=_printable(section.label)) for section in document.sections),
     )
@@ -59,6 +59,10 @@ def _parse(data: bytes, name: str, limits: Limits) -> ParsedDocument:  # noqa: P
             from connectors.parsers import mail  # noqa: PLC0415 - see above
 
             return mail.parse(data, limits)
+        case "image/png" | "image/jpeg" | "image/gif" | "image/tiff" | "image/webp" | "image/bmp" as image:
+            from connectors.parsers import ocr  # noqa: PLC0415 - see above
+
+            return ocr.parse(data, image, limits)
         case "text/html":
             from connectors.parsers import html  # noqa: PLC0415 - see above
 

@@ -15,4 +15,6 @@ class Limits:
     max_ratio: int = 200  # unpacked to packed; sheets reach 60, deflate's bombs 1,000
     max_attachments: int = 100  # of one mail; mailboxes limit a mail to some 35 MB long before
     max_attachment_bytes: int = 50_000_000  # of one mail, together; the largest upload
+    max_pixels: int = 50_000_000  # of an image; A3 at 400 dpi has 31 million, and OCR takes some 10 bytes for each
+    ocr_timeout_s: float = 60.0  # of one document, two seconds a page; less than the 90 s that a worker gets
     max_nesting: int = 20  # parts within parts of one mail; mailing lists and forwarders add three or four

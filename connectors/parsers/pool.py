@@ -19,7 +19,18 @@ from connectors.parsers.worker import OUT_OF_MEMORY, REPLY, REQUEST, TAKEN
 from schemas.errors import Poison, Retryable, TookTooLong
 
 _PIPE_BUFFER_BYTES = 1 << 20
-_INHERITED = ("HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "PYTHON", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_INHERITED = (
+    "HOME",
+    "LANG",
+    "LC_",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "PYTHON",
+    "TESSDATA_PREFIX",
+    "TMPDIR",
+    "TZ",
+    "VIRTUAL_ENV",
+)
 """Prefixes of the variables that a worker gets: it reads hostile documents and has no use for keys and passwords."""
 
 
@@ -30,7 +41,7 @@ class ProcessParser(Parser):
     recycle_after: documents per worker; bounds what PDFium and libxml2 leak and fragment, for 0.03 s per start.
     timeout_s: per document, however long the caller is willing to wait; less than what `extract` waits, so that a hang
         is put down to the document.
-    memory_bytes: address space of a worker (RLIMIT_AS).
+    memory_bytes: address space of a worker (RLIMIT_AS), and as much again of the OCR that it may have running.
     """
 
     def __init__(

@@ -11,7 +11,6 @@ to it (crash, hang, eat memory) stays in here: its owner (`pool.py`) kills it an
 Only the standard library is imported before the first document: a fresh worker costs 13 MB and 0.03 s.
 """
 
-import ctypes
 import json
 import os
 import resource
@@ -23,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from connectors.parsers.lifeline import die_with_parent
 from connectors.parsers.limits import Limits
 from connectors.parsers.port import Attachment
 from schemas.errors import Poison
@@ -32,26 +32,18 @@ OUT_OF_MEMORY = 12  # exit code; the number of ENOMEM
 REQUEST = struct.Struct(">IQ")
 REPLY = struct.Struct(">Q")
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def main() -> None:
     """Serve until the owner closes our input or dies."""
     memory_bytes, limits = int(sys.argv[1]), Limits(**json.loads(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the owner drains first
-    _die_with_owner()
+    die_with_parent()  # even while a parser hangs and our input is not read
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     requests, replies = _claim_standard_streams()
     try:
         _serve(requests, replies, limits)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # at once: what is left of the heap is not worth tidying up
-
-
-def _die_with_owner() -> None:
-    """End with the owner even while a parser hangs and our input is not read."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _claim_standard_streams() -> tuple[BinaryIO, BinaryIO]:

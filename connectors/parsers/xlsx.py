@@ -2,7 +2,8 @@
 
 Only cells that are there are written, wherever they stand: a sheet costs what its file costs, not what its corners
 span. Values are those that the program that saved it has computed; dates are written as 2024-03-01 or
-2024-03-01 14:30, times as 14:30; other number formats are left out. Left out: charts, comments, pictures.
+2024-03-01 14:30, times as 14:30, durations in days; other number formats are left out, and so are charts, comments and
+pictures.
 """
 
 import re
@@ -18,8 +19,9 @@ from schemas.errors import Poison
 
 MEDIA_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
-_DATE_FORMATS = frozenset({*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)})  # built in
+_DATE_FORMATS = frozenset({*range(14, 23), *range(27, 37), 45, 47, *range(50, 59)})  # built in
 _NO_DATE = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]|_.|\*.')  # parts of a format that are literal text, colours, spacing
+_DURATION = re.compile(r"\[[hms]+\]", re.IGNORECASE)  # hours beyond a day, for which there is no clock
 _DATE_LETTERS = re.compile(r"[ymdhs]", re.IGNORECASE)
 _MAX_FORMAT_CHARS = 255  # Excel's own limit
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")  # characters that XML cannot hold
@@ -116,7 +118,7 @@ def _date_styles(archive: Archive, part: str) -> frozenset[str]:
             in_cell_formats = event == "start"
         elif event == "end" and name == "numFmt":
             code = (element.get("formatCode") or "")[:_MAX_FORMAT_CHARS]
-            if _DATE_LETTERS.search(_NO_DATE.sub("", code)):
+            if _DATE_LETTERS.search(_NO_DATE.sub("", code)) and not _DURATION.search(code):
                 formats.add(element.get("numFmtId") or "")
         elif event == "end" and name == "xf" and in_cell_formats:
             if element.get("numFmtId") in formats:

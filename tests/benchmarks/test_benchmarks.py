@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.extract import FORMATS, recall
 from benchmarks.offload import ideal_s
 from tests.headrace_process import headrace
 
@@ -23,6 +24,8 @@ from tests.headrace_process import headrace
                 "ratio_to_tuned",
                 "gpu_busy",
             },
+            ("extract", "--words", "500", "--rounds", "1"),
+            {f"{name}_{figure}" for name in FORMATS for figure in ("mb_s", "recall")},
         ),
         (
             ("offload", "--calls", "20", "--capacity", "20", "--mixed-s", "0.1", "0.5"),
@@ -44,3 +47,9 @@ def test_the_ideal_begins_each_call_when_a_slot_is_free() -> None:
     assert ideal_s([2.0] * 10, 5) == 4.0
     assert ideal_s([5.0, 1.0, 1.0, 1.0], 2) == 5.0
     assert ideal_s([1.0], 100) == 1.0
+
+
+def test_recall_counts_each_word_as_often_as_it_is_wanted() -> None:
+    assert recall(["a", "b", "b", "c"], "b, a; c b") == 1.0
+    assert recall(["a", "b", "b", "c"], "c: b") == 0.5
+    assert recall(["a"], "A") == 0.0

@@ -433,7 +433,7 @@ def xlsx_cell_in_the_far_corner() -> bytes:
     return xlsx({"S": f'<worksheet {S}><dimension ref="A1:XFD1048576"/><sheetData>{cells}</sheetData></worksheet>'})
 
 
-@_ends("poison")
+@_ends("poison", "slow")
 def xlsx_a_million_empty_rows() -> bytes:
     rows = "".join(f'<row r="{number}"/>' for number in range(1, 1_000_001))
     return xlsx({"S": f"<worksheet {S}><sheetData>{rows}</sheetData></worksheet>"})
@@ -560,6 +560,22 @@ def png_that_claims_60_000_by_60_000_pixels() -> bytes:
 @_ends("poison")
 def png_truncated() -> bytes:
     return png(400, 400, bytes(401) * 400)[:60]
+
+
+@_ends("poison")
+def png_of_white() -> bytes:
+    return png(200, 200, (b"\0" + b"\xff" * 200) * 200)
+
+
+@_ends("poison")
+def tiff_whose_pages_are_a_loop() -> bytes:
+    return b"II*\0\x08\0\0\0" + b"\0\0\x08\0\0\0"
+
+
+@_ends("poison")
+def pdf_whose_page_is_as_large_as_a_field() -> bytes:
+    page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 1e9 1e9] /Contents 4 0 R >>"
+    return _pdf(_CATALOGUE, _ONE_PAGE, page, b"<< /Length 14 >>\nstream\n0 0 1e9 1e9 re f\nendstream")
 
 
 @_ends("poison")

@@ -46,8 +46,8 @@ def test_encrypted_pdf_is_poison_that_says_so(pdf: MakePdf) -> None:
         parse(pdf(pages=["secret"], encrypted=True))
 
 
-def test_pdf_without_text_is_poison_that_suspects_a_scan(pdf: MakePdf) -> None:
-    with pytest.raises(Poison, match="scanned"):
+def test_pdf_of_blank_pages_is_poison_that_says_so(pdf: MakePdf) -> None:
+    with pytest.raises(Poison, match="its pages show nothing"):
         parse(pdf(pages=["", ""]))
 
 

@@ -127,13 +127,13 @@ def test_any_name_is_taken(name: str) -> None:
     [
         (b"", "empty"),
         (b" \n", "white space"),
-        (b"\x89PNG\r\n\x1a\n\x00\x00", "PNG image"),
+        (b"SQLite format 3\x00\x00\x00", "SQLite database"),
         (bytes(range(256)) * 10, "binary file"),
         (b"%PDF-1.4 and nothing more", "ends in the middle"),
         (b"<html><body>" + b"<div>" * 10_000 + b"x", "levels deep"),
         (b"word " * 2_500_000, "12500000 characters of text; the limit is 10000000"),
     ],
-    ids=["empty", "blank", "png", "binary", "cut-pdf", "deep-html", "long"],
+    ids=["empty", "blank", "database", "binary", "cut-pdf", "deep-html", "long"],
 )
 def test_bad_document_is_poison_and_its_worker_goes_on(data: bytes, reason: str) -> None:
     async def scenario() -> None:

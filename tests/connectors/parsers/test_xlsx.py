@@ -49,6 +49,8 @@ def test_shared_string_that_is_not_there_is_poison(number: str) -> None:
         (2, "45352", "2024-03-01"),
         (3, "45352", "45352"),
         (4, "0.5", "12:00"),
+        (5, "1.25", "1.25"),
+        (6, "1.25", "1.25"),
         (1, "99999999", "99999999"),
         (1, "-1", "-1"),
     ],
@@ -56,9 +58,11 @@ def test_shared_string_that_is_not_there_is_poison(number: str) -> None:
 def test_dates_are_told_by_their_format(style: int, value: str, shown: str) -> None:
     styles = (
         f'<styleSheet {S}><numFmts><numFmt numFmtId="164" formatCode="dd/mm/yyyy"/>'
-        '<numFmt numFmtId="165" formatCode="0.00 &quot;days&quot;[Red]"/></numFmts>'
+        '<numFmt numFmtId="165" formatCode="0.00 &quot;days&quot;[Red]"/>'
+        '<numFmt numFmtId="166" formatCode="[h]:mm"/></numFmts>'
         '<cellStyleXfs><xf numFmtId="14"/></cellStyleXfs><cellXfs><xf numFmtId="0"/><xf numFmtId="14"/>'
-        '<xf numFmtId="164"/><xf numFmtId="165"/><xf numFmtId="20"/></cellXfs></styleSheet>'
+        '<xf numFmtId="164"/><xf numFmtId="165"/><xf numFmtId="20"/><xf numFmtId="46"/><xf numFmtId="166"/></cellXfs>'
+        "</styleSheet>"
     )
     sheet = rows(f'<row><c s="{style}"><v>{value}</v></c></row>')
     assert parse(xlsx({"S": sheet}, more={"xl/styles.xml": styles}), LIMITS).text == f"S\n{shown}"
