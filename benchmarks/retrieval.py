@@ -29,6 +29,7 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.stop import Stop
 from connectors.object_store import ObjectStore, file_uri
 from connectors.parsers.pool import ProcessParser
+from connectors.spaces import IndexedSpaces, Spaces
 from connectors.vector_index.edge import EdgeIndex
 from connectors.vector_index.port import VectorIndex
 from flows import ingest
@@ -96,13 +97,14 @@ def through_pipeline(
         topics = MemoryTopics([record(upload, offset=offset) for offset, upload in uploaded], batch_size=64)
         store = ObjectStore(str(directory / "objects"), file_roots=(directory / "documents",))
         runtime = Runtime(topics, loop, Stop())
-        flow = ingest.build(runtime, store, parser, embedder, vectors, ExtractPolicy(), policy)
+        spaces = IndexedSpaces(vectors, [lambda: embedder])
+        flow = ingest.build(runtime, store, parser, spaces, vectors, ExtractPolicy(), policy)
         cluster_main(flow, [], 0, epoch_interval=timedelta(seconds=1))
         dead = topics.dead_letters()
         if dead:
             raise CorpusError(f"document {dead[0].document_id!r} cannot be indexed: {dead[0].message}")
         chunks = loop.run(vectors.count("documents"), timeout_s=_STEP_S)
-        rankings = loop.run(_ask(corpus.queries, embedder, vectors), timeout_s=_STEP_S)
+        rankings = loop.run(_ask(corpus.queries, spaces, vectors), timeout_s=_STEP_S)
     finally:
         loop.run(parser.close(), timeout_s=_STEP_S)
         loop.run(vectors.close(), timeout_s=_STEP_S)
@@ -122,14 +124,14 @@ def uploads(documents: Mapping[str, str], directory: Path) -> Iterator[DocumentU
         yield DocumentUploaded.model_validate({"document_id": document_id} | source)
 
 
-async def _ask(queries: Mapping[str, str], embedder: Embedder, vectors: VectorIndex) -> dict[str, list[str]]:
+async def _ask(queries: Mapping[str, str], spaces: Spaces, vectors: VectorIndex) -> dict[str, list[str]]:
     """As many at a time as the flow takes."""
     slots = asyncio.Semaphore(RETRIEVE.capacity)
 
     async def ranking(query_id: str, text: str) -> list[str]:
         request = RequestSubmitted(job_id=query_id, prompt=text, passages=PASSAGES)
         async with slots:
-            found = await find_passages(request, embedder, vectors)
+            found = await find_passages(request, spaces, vectors)
         return rank((hit.document_id, hit.score) for hit in found.hits)
 
     rankings = await asyncio.gather(*(ranking(query_id, text) for query_id, text in queries.items()))

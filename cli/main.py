@@ -16,6 +16,7 @@ COMMANDS = {
     "dev": "cli.dev:dev",
     "dlq": "cli.dlq:dlq",
     "jobs": "cli.jobs:jobs",
+    "reindex": "cli.reindex:reindex",
     "reviews": "cli.reviews:reviews",
     "run": "cli.run:run",
     "schemas": "cli.schemas:schemas",

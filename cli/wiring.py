@@ -1,9 +1,9 @@
 """Settings to connectors to flows: the only place that knows which implementation stands behind a port."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, cast
@@ -28,6 +28,7 @@ from connectors.llm.port import LLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
+from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.vector_index.port import VectorIndex
 from flows import answer, embed, extract, index, ingest, notifications, search, usage
 from operators.account import Prices
@@ -85,6 +86,7 @@ class Connectors:
         self._settings = settings
         self._loop = loop
         self._closing = AsyncExitStack()
+        self._embedders: dict[str, Embedder] = {}
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -100,27 +102,56 @@ class Connectors:
         self._closing.push_async_callback(parser.close)
         return parser
 
-    @cached_property
-    def embedder(self) -> Embedder:
-        """Text to vectors."""
-        from connectors.embedder.sentence_transformer import SentenceTransformerEmbedder
+    def embedder(self, model: str | None = None) -> Embedder:
+        """Text to vectors, by the default model unless another one is named. Loaded once."""
+        name = model or self._settings.embed_model
+        if name not in self._embedders:
+            from connectors.embedder.sentence_transformer import SentenceTransformerEmbedder
 
-        settings = self._settings
-        embedder = SentenceTransformerEmbedder(settings.embed_model, precision=settings.embed_precision)
-        self._closing.push_async_callback(embedder.close)
-        return embedder
+            embedder = SentenceTransformerEmbedder(name, precision=self._settings.embed_precision)
+            self._closing.push_async_callback(embedder.close)
+            self._embedders[name] = embedder
+        return self._embedders[name]
 
-    @cached_property
-    def remembering_embedder(self) -> Embedder:
+    def remembering_embedder(self, model: str | None = None) -> Embedder:
         """The same for documents, which come again with little changed; questions are not remembered."""
+        embedder = self.embedder(model)
         if self._settings.embed_cache_bytes == 0:
-            return self.embedder
+            return embedder
         from connectors.embedder.cache import CachedEmbedder
 
         path = self._settings.data_dir / "embeddings.sqlite"
-        cached = CachedEmbedder(self.embedder, path, max_bytes=self._settings.embed_cache_bytes)
+        cached = CachedEmbedder(embedder, path, max_bytes=self._settings.embed_cache_bytes)
         self._closing.push_async_callback(cached.close)
         return cached
+
+    @cached_property
+    def question_spaces(self) -> Spaces:
+        """Which model, and where, for questions."""
+        self.embedder()  # now rather than at the first question, which would wait for it
+        return self._spaces(self.embedder)
+
+    @cached_property
+    def document_spaces(self) -> Spaces:
+        """Which model, and where, for documents."""
+        self.embedder()
+        return self._spaces(self.remembering_embedder)
+
+    @cached_property
+    def lazy_spaces(self) -> Spaces:
+        """The same for a process that embeds only when a model has just taken over."""
+        return self._spaces(self.remembering_embedder)
+
+    @cached_property
+    def split_spaces(self) -> Spaces:
+        """The same for a process that embeds and does not index: the embedded index belongs to another one."""
+        if self._settings.qdrant_url is None:
+            return OneSpace(self.remembering_embedder())
+        return self.document_spaces
+
+    def _spaces(self, load: Callable[[str], Embedder]) -> Spaces:
+        models = dict.fromkeys((self._settings.embed_model, *self._settings.embed_models))
+        return IndexedSpaces(self.vectors, [partial(load, model) for model in models])
 
     @cached_property
     def vectors(self) -> VectorIndex:
@@ -158,7 +189,7 @@ class Connectors:
             )
         from connectors.llm.extractive import ExtractiveLLM
 
-        return ExtractiveLLM(self.embedder)
+        return ExtractiveLLM(self.embedder())
 
     @cached_property
     def budgets(self) -> Mapping[str, BudgetChanged]:
@@ -213,19 +244,19 @@ def build(  # noqa: PLR0911  # one return per flow
     at = connectors
     match name:
         case "ingest":
-            return ingest.build(runtime, at.store, at.parser, at.remembering_embedder, at.vectors, extraction, chunking)
+            return ingest.build(runtime, at.store, at.parser, at.document_spaces, at.vectors, extraction, chunking)
         case "extract":
             return extract.build(runtime, at.store, at.parser, extraction)
         case "embed":
-            return embed.build(runtime, at.store, at.remembering_embedder, chunking)
+            return embed.build(runtime, at.store, at.split_spaces, chunking)
         case "index":
-            return index.build(runtime, at.store, at.vectors)
+            return index.build(runtime, at.store, at.vectors, at.lazy_spaces)
         case "usage":
             return usage.build(runtime)
         case "notifications":
             return notifications.build(runtime, settings.buckets)
         case "search":
-            return search.build(runtime, at.embedder, at.vectors)
+            return search.build(runtime, at.question_spaces, at.vectors)
         case "answer":
             policy = answer.AnswerPolicy(
                 guard=guard_policy(settings),
@@ -233,7 +264,7 @@ def build(  # noqa: PLR0911  # one return per flow
                 inference=inference,
                 ambiguity=AmbiguityPolicy(settings.ambiguous, settings.ambiguous_tenants),
             )
-            return answer.build(runtime, at.embedder, at.vectors, at.llm, at.ledger, policy)
+            return answer.build(runtime, at.question_spaces, at.vectors, at.llm, at.ledger, policy)
         case _:
             raise LookupError(f"no flow {name!r}; there are {', '.join(FLOWS)}")
 
@@ -261,8 +292,10 @@ def sketch(name: str) -> Dataflow:
     connectors = SimpleNamespace(
         store=absent,
         parser=absent,
-        embedder=absent,
-        remembering_embedder=absent,
+        document_spaces=absent,
+        question_spaces=absent,
+        split_spaces=absent,
+        lazy_spaces=absent,
         vectors=absent,
         llm=absent,
         ledger=NoLedger(),

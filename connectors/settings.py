@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     embed_model: str = Field(
         default="all-MiniLM-L6-v2", description="sentence-transformers model: a name or a directory."
     )
+    embed_models: CommaSeparated = Field(
+        default=(),
+        description="More models, comma-separated: of collections that another one serves, or is to serve.",
+    )
     embed_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Of the model's forward pass; `auto` is the fastest that the hardware does well."
     )
@@ -134,7 +138,7 @@ class Settings(BaseSettings):
         default="info", description="Least severity logged."
     )
 
-    @field_validator("file_roots", "store_protocols", "http_hosts", mode="before")
+    @field_validator("embed_models", "file_roots", "store_protocols", "http_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

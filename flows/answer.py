@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
-from connectors.embedder.port import Embedder
 from connectors.ledger.port import Ledger
 from connectors.llm.port import LLM
+from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.budget import BudgetPolicy, budget
 from operators.dead_letter import dead_letter
@@ -48,7 +48,7 @@ class AnswerPolicy:
 
 def build(
     runtime: Runtime,
-    embedder: Embedder,
+    spaces: Spaces,
     vectors: VectorIndex,
     llm: LLM,
     ledger: Ledger,
@@ -68,7 +68,7 @@ def build(
     resumed = resume("resume", asked.oks, returned.oks, runtime)
     wanted = op.merge("wanted", known.fresh, repeated.unknown, resumed.oks)
     guarded = guard("guard", wanted, used.oks, decided.oks, policy.guard, runtime)
-    retrieved = retrieve("retrieve", guarded.oks, embedder, vectors, runtime)
+    retrieved = retrieve("retrieve", guarded.oks, spaces, vectors, runtime)
     paying = charge(policy.budget.prices)
     afforded = budget("budget", retrieved.oks, used.oks, budgets.oks, paying, policy.budget, runtime)
     answered = infer("infer", afforded.oks, llm, ledger, policy.inference, policy.ambiguity, runtime)

@@ -2,8 +2,8 @@
 
 from bytewax.dataflow import Dataflow
 
-from connectors.embedder.port import Embedder
 from connectors.object_store import ObjectStore
+from connectors.spaces import Spaces
 from operators.chunk import ChunkPolicy, chunk
 from operators.claim_check import check_in, check_out
 from operators.dead_letter import dead_letter
@@ -14,13 +14,13 @@ from operators.runtime import Runtime
 from schemas.documents import DocumentEmbedded, DocumentExtracted
 
 
-def build(runtime: Runtime, store: ObjectStore, embedder: Embedder, chunking: ChunkPolicy) -> Dataflow:
+def build(runtime: Runtime, store: ObjectStore, spaces: Spaces, chunking: ChunkPolicy) -> Dataflow:
     """The second third of `ingest`: where the GPU is."""
     flow = Dataflow("embed")
     extracted = consume("extracted", flow, DocumentExtracted, runtime)
     loaded = check_out("check_out", extracted.oks, DocumentExtracted, store, runtime)
-    chunked = chunk("chunk", loaded.oks, embedder, chunking, runtime)
-    embedded = embed("embed", chunked.oks, embedder, runtime)
+    chunked = chunk("chunk", loaded.oks, spaces, chunking, runtime)
+    embedded = embed("embed", chunked.oks, spaces, runtime)
     stored = check_in("check_in", embedded.oks, DocumentEmbedded, store, runtime)
     produce("embedded", stored.oks, DocumentEmbedded, runtime)
     dead_letter("dlq", extracted.errs, loaded.errs, chunked.errs, embedded.errs, stored.errs, runtime=runtime)

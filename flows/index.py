@@ -3,6 +3,7 @@
 from bytewax.dataflow import Dataflow
 
 from connectors.object_store import ObjectStore
+from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.claim_check import check_out
 from operators.dead_letter import dead_letter
@@ -13,12 +14,12 @@ from operators.runtime import Runtime
 from schemas.documents import DocumentEmbedded, DocumentIndexed, DocumentUploaded
 
 
-def build(runtime: Runtime, store: ObjectStore, vectors: VectorIndex) -> Dataflow:
+def build(runtime: Runtime, store: ObjectStore, vectors: VectorIndex, spaces: Spaces) -> Dataflow:
     """The last third of `ingest`: writes what was embedded elsewhere."""
     flow = Dataflow("index")
     embedded = consume("embedded", flow, DocumentEmbedded, runtime)
     loaded = check_out("check_out", embedded.oks, DocumentEmbedded, store, runtime)
-    indexed = index("index", loaded.oks, vectors, runtime)
+    indexed = index("index", loaded.oks, vectors, spaces, runtime)
     produce("detached", indexed.detached, DocumentUploaded, runtime)
     produce("indexed", indexed.oks, DocumentIndexed, runtime)
     dead_letter("dlq", embedded.errs, loaded.errs, indexed.errs, runtime=runtime)

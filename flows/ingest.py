@@ -6,9 +6,9 @@ What is attached to a document is uploaded by `extract`, and deleted by `index`:
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
-from connectors.embedder.port import Embedder
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
+from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.chunk import ChunkPolicy, chunk
 from operators.dead_letter import dead_letter
@@ -26,7 +26,7 @@ def build(
     runtime: Runtime,
     store: ObjectStore,
     parser: Parser,
-    embedder: Embedder,
+    spaces: Spaces,
     vectors: VectorIndex,
     extraction: ExtractPolicy,
     chunking: ChunkPolicy,
@@ -34,11 +34,11 @@ def build(
     """The fused flow: a document from upload to index in one process."""
     flow = Dataflow("ingest")
     uploaded = consume("uploaded", flow, DocumentUploaded, runtime)
-    sifted = unchanged("unchanged", uploaded.oks, embedder, vectors, chunking, runtime)
+    sifted = unchanged("unchanged", uploaded.oks, spaces, vectors, chunking, runtime)
     extracted = extract("extract", sifted.fresh, store, parser, extraction, runtime)
-    chunked = chunk("chunk", extracted.oks, embedder, chunking, runtime)
-    embedded = embed("embed", chunked.oks, embedder, runtime)
-    indexed = index("index", embedded.oks, vectors, runtime)
+    chunked = chunk("chunk", extracted.oks, spaces, chunking, runtime)
+    embedded = embed("embed", chunked.oks, spaces, runtime)
+    indexed = index("index", embedded.oks, vectors, spaces, runtime)
     produce("attached", op.merge("family", extracted.attached, indexed.detached), DocumentUploaded, runtime)
     produce("indexed", op.merge("done", indexed.oks, sifted.indexed), DocumentIndexed, runtime)
     failures = (each.errs for each in (uploaded, sifted, extracted, chunked, embedded, indexed))

@@ -2,7 +2,7 @@
 
 from bytewax.dataflow import Dataflow
 
-from connectors.embedder.port import Embedder
+from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.dead_letter import dead_letter
 from operators.decode import consume
@@ -12,11 +12,11 @@ from operators.search import search
 from schemas.tools import ToolCompleted, ToolRequested
 
 
-def build(runtime: Runtime, embedder: Embedder, vectors: VectorIndex) -> Dataflow:
+def build(runtime: Runtime, spaces: Spaces, vectors: VectorIndex) -> Dataflow:
     """The sample of a tool flow: copy it for a tool of your own."""
     flow = Dataflow("search")
     asked = consume("asked", flow, ToolRequested, runtime)
-    found = search("search", asked.oks, embedder, vectors, runtime)
+    found = search("search", asked.oks, spaces, vectors, runtime)
     produce("answered", found.oks, ToolCompleted, runtime)
     dead_letter("dlq", asked.errs, found.errs, runtime=runtime)
     return flow

@@ -14,6 +14,7 @@ from bytewax.operators import KeyedStream
 
 from connectors.embedder.port import Embedder
 from connectors.executors import ThreadExecutor
+from connectors.spaces import Spaces
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
@@ -151,7 +152,7 @@ def chunk_document(document: DocumentExtracted, embedder: Embedder, policy: Chun
 def chunk(
     step_id: str,
     up: KeyedStream[Envelope[DocumentExtracted]],
-    embedder: Embedder,
+    spaces: Spaces,
     policy: ChunkPolicy,
     runtime: Runtime,
 ) -> Outcome[ChunkedDocument]:
@@ -159,6 +160,7 @@ def chunk(
     threads = ThreadExecutor(CHUNK.capacity)
 
     async def work(envelope: Envelope[DocumentExtracted]) -> ChunkedDocument:
-        return await threads.run(chunk_document, envelope.body, embedder, policy)
+        space = await spaces.of(envelope.body.collection)
+        return await threads.run(chunk_document, envelope.body, space.embedder, policy)
 
     return offload("work", up, work, body=DocumentExtracted, policy=CHUNK, runtime=runtime)

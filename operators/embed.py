@@ -11,12 +11,14 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.embedder.port import Embedder
+from connectors.spaces import Spaces
 from operators.chunk import Chunk, ChunkedDocument
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
-from schemas.documents import DocumentEmbedded, DocumentExtracted, EmbeddedChunk
+from schemas.documents import DocumentEmbedded, DocumentEvent, EmbeddedChunk
+from schemas.errors import Poison
 from schemas.event import derive_id
 
 EMBED = OffloadPolicy(
@@ -27,7 +29,7 @@ EMBED = OffloadPolicy(
 )
 
 
-def chunk_ids(document: DocumentExtracted, chunks: Sequence[Chunk], model: str) -> list[str]:
+def chunk_ids(document: DocumentEvent, chunks: Sequence[Chunk | EmbeddedChunk], model: str) -> list[str]:
     """One id per chunk: uuid5 of collection, tenant, document, model, text, and its occurrence if the text repeats.
 
     Not of the position: a paragraph inserted at the top leaves the ids of all that follow as they were.
@@ -71,13 +73,34 @@ async def embed_chunks(chunked: ChunkedDocument, embedder: Embedder) -> Document
     )
 
 
+async def embed_again(document: DocumentEmbedded, embedder: Embedder) -> DocumentEmbedded:
+    """The same chunks by another model. Raises Poison if it does not read the longest one whole."""
+    chunks = document.chunks or ()
+    longest = max((len(embedder.tokenizer.offsets(chunk.text)) for chunk in chunks), default=0)
+    if longest > embedder.max_tokens:
+        raise Poison(
+            f"document {document.document_id} has a chunk of {longest} tokens, and {embedder.model} reads at most "
+            f"{embedder.max_tokens}: set HEADRACE_CHUNK_TOKENS to that or less, and upload the document again"
+        )
+    vectors = await embedder.embed([chunk.text for chunk in chunks])
+    ids = chunk_ids(document, chunks, embedder.model)
+    fresh = tuple(
+        chunk.model_copy(update={"chunk_id": chunk_id, "vector": vector.astype("<f4").tobytes()})
+        for chunk_id, chunk, vector in zip(ids, chunks, vectors, strict=True)
+    )
+    return document.model_copy(
+        update={"model": embedder.model, "dimensions": embedder.dimensions, "chunks": fresh, "version": None}
+    )
+
+
 @operator
 def embed(
-    step_id: str, up: KeyedStream[Envelope[ChunkedDocument]], embedder: Embedder, runtime: Runtime
+    step_id: str, up: KeyedStream[Envelope[ChunkedDocument]], spaces: Spaces, runtime: Runtime
 ) -> Outcome[DocumentEmbedded]:
     """Embed the chunks of each document, in order per document."""
 
     async def work(envelope: Envelope[ChunkedDocument]) -> DocumentEmbedded:
-        return await embed_chunks(envelope.body, embedder)
+        space = await spaces.of(envelope.body.document.collection)
+        return await embed_chunks(envelope.body, space.embedder)
 
     return offload("work", up, work, body=ChunkedDocument, policy=EMBED, runtime=runtime)

@@ -13,8 +13,10 @@ import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
+from connectors.spaces import Spaces, held_in
 from connectors.vector_index.port import Point, VectorIndex
 from operators.attached import delete_of_attachment
+from operators.embed import embed_again
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
 from operators.runtime import Runtime
@@ -69,10 +71,12 @@ def points(document: DocumentEmbedded) -> list[Point]:
 async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> Replaced:
     """Make readers find exactly this version of the document, unless a newer one is there; a delete has no points.
 
+    It is written to the collection of its model.
+
     Write new, verify, switch, delete old: what readers find never is less than the old version, whatever fails in
     between, and each step may be repeated. New points are hidden until the switch; those of unchanged text stay.
     """
-    name, revision = document.collection, document.revision or 0
+    name, revision = held_in(document.collection, document.model), document.revision or 0
     of_document = {"tenant": document.tenant, "document_id": document.document_id}
     await vectors.open(name, document.dimensions)
     held = await vectors.states(name, **of_document)
@@ -140,11 +144,20 @@ def _indexed(document: DocumentEmbedded, chunks: int, *, superseded: bool) -> Do
 
 
 @operator
-def index(step_id: str, up: KeyedStream[Envelope[DocumentEmbedded]], vectors: VectorIndex, runtime: Runtime) -> Indexed:
-    """Write each document's points, in order per document."""
+def index(
+    step_id: str, up: KeyedStream[Envelope[DocumentEmbedded]], vectors: VectorIndex, spaces: Spaces, runtime: Runtime
+) -> Indexed:
+    """Write each document's points, in order per document, where readers look for them."""
 
     async def work(envelope: Envelope[DocumentEmbedded]) -> Replaced:
-        return await replace_document(envelope.body, vectors)
+        document = envelope.body
+        serving = await spaces.serving(document.collection)
+        if serving not in (None, held_in(document.collection, document.model)):  # another model has taken over since
+            document = await embed_again(document, (await spaces.of(document.collection)).embedder)
+        replaced = await replace_document(document, vectors)
+        if serving is None and await vectors.serving(document.collection) is None:
+            await vectors.serve(document.collection, held_in(document.collection, document.model))
+        return replaced
 
     replaced = offload("work", up, work, body=DocumentEmbedded, policy=INDEX, runtime=runtime)
     oks = op.map_value("done", replaced.oks, lambda envelope: envelope.carrying(envelope.body.indexed))

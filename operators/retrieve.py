@@ -11,7 +11,7 @@ import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
-from connectors.embedder.port import Embedder
+from connectors.spaces import Spaces
 from connectors.vector_index.port import Hit, VectorIndex
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
@@ -31,13 +31,14 @@ class RetrievedRequest:
     retrieve_s: float
 
 
-async def find_passages(request: RequestSubmitted, embedder: Embedder, vectors: VectorIndex) -> RetrievedRequest:
+async def find_passages(request: RequestSubmitted, spaces: Spaces, vectors: VectorIndex) -> RetrievedRequest:
     """Embed what the user said last and search the request's collection by it."""
     began = monotonic()
     said = [turn.content for turn in request.turns if turn.role == "user"] or [request.turns[-1].content]
-    question = await embedder.embed(said[-1:])
+    space = await spaces.of(request.collection)
+    question = await space.embedder.embed(said[-1:])
     hits = await vectors.search(
-        request.collection, question[0].astype("<f4").tobytes(), tenant=request.tenant, limit=request.passages
+        space.held_in, question[0].astype("<f4").tobytes(), tenant=request.tenant, limit=request.passages
     )
     return RetrievedRequest(request, hits, monotonic() - began)
 
@@ -46,14 +47,14 @@ async def find_passages(request: RequestSubmitted, embedder: Embedder, vectors: 
 def retrieve(
     step_id: str,
     up: KeyedStream[Envelope[RequestSubmitted]],
-    embedder: Embedder,
+    spaces: Spaces,
     vectors: VectorIndex,
     runtime: Runtime,
 ) -> Outcome[RetrievedRequest]:
     """Find the passages for each request; one that only wants to generate passes by, whatever the index does."""
 
     async def work(envelope: Envelope[RequestSubmitted]) -> RetrievedRequest:
-        return await find_passages(envelope.body, embedder, vectors)
+        return await find_passages(envelope.body, spaces, vectors)
 
     wants = op.branch("wants", up, _wants_passages)
     found = offload("work", wants.trues, work, body=RequestSubmitted, policy=RETRIEVE, runtime=runtime)

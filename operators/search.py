@@ -12,7 +12,7 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 from pydantic import BaseModel, Field, ValidationError
 
-from connectors.embedder.port import Embedder
+from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
@@ -41,7 +41,7 @@ TOOL = Tool(
 """What a request lists in its `tools` to offer it."""
 
 
-async def search_documents(asked: ToolRequested, embedder: Embedder, vectors: VectorIndex) -> ToolCompleted:
+async def search_documents(asked: ToolRequested, spaces: Spaces, vectors: VectorIndex) -> ToolCompleted:
     """The tool's answer to one call."""
 
     def answer(content: str, *, failed: bool = False) -> ToolCompleted:
@@ -59,8 +59,9 @@ async def search_documents(asked: ToolRequested, embedder: Embedder, vectors: Ve
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         return answer(f"wrong arguments: {'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}", failed=True)
-    vector = (await embedder.embed([query.query]))[0].astype("<f4").tobytes()
-    hits = await vectors.search(asked.request.collection, vector, tenant=asked.tenant, limit=query.passages)
+    space = await spaces.of(asked.request.collection)
+    vector = (await space.embedder.embed([query.query]))[0].astype("<f4").tobytes()
+    hits = await vectors.search(space.held_in, vector, tenant=asked.tenant, limit=query.passages)
     found = "\n\n".join(f"[{number}] {hit.uri or hit.document_id}\n{hit.text}" for number, hit in enumerate(hits, 1))
     return answer(found or "no passage found")
 
@@ -69,14 +70,14 @@ async def search_documents(asked: ToolRequested, embedder: Embedder, vectors: Ve
 def search(
     step_id: str,
     up: KeyedStream[Envelope[ToolRequested]],
-    embedder: Embedder,
+    spaces: Spaces,
     vectors: VectorIndex,
     runtime: Runtime,
 ) -> Outcome[ToolCompleted]:
     """Answer the calls of this tool; calls of others are left to whoever serves those."""
 
     async def work(envelope: Envelope[ToolRequested]) -> ToolCompleted:
-        return await search_documents(envelope.body, embedder, vectors)
+        return await search_documents(envelope.body, spaces, vectors)
 
     mine = op.filter_value("mine", up, lambda envelope: envelope.body.tool == NAME)
     found = offload("work", mine, work, body=ToolRequested, policy=SEARCH, runtime=runtime)

@@ -18,7 +18,7 @@ import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 
-from connectors.embedder.port import Embedder
+from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.chunk import ChunkPolicy
 from operators.dedup import digest_of
@@ -75,17 +75,19 @@ def version_of(upload: DocumentUploaded, model: str, chunking: ChunkPolicy) -> s
     return derive_id("version", content, upload.uri or "", recipe)
 
 
-async def held_chunks(upload: DocumentUploaded, version: str, revision: int, vectors: VectorIndex) -> int | None:
+async def held_chunks(
+    upload: DocumentUploaded, version: str, revision: int, name: str, vectors: VectorIndex
+) -> int | None:
     """How many chunks of this version the index holds, if it holds all of them and no others of the document.
 
     They then are of this revision too, so that one between the two stays out when it comes late.
     """
-    found = await vectors.states(upload.collection, tenant=upload.tenant, document_id=upload.document_id)
+    found = await vectors.states(name, tenant=upload.tenant, document_id=upload.document_id)
     wanted = f"{version}/{len(found)}"
     if not found or not all(point.visible and point.version == wanted for point in found):
         return None
     older = [point.id for point in found if point.revision < revision]
-    await vectors.show(upload.collection, older, tenant=upload.tenant, revision=revision)
+    await vectors.show(name, older, tenant=upload.tenant, revision=revision)
     return len(found)
 
 
@@ -129,7 +131,7 @@ def _bucket(keyed: tuple[str, Envelope[DocumentUploaded]]) -> str:
 def unchanged(
     step_id: str,
     up: KeyedStream[Envelope[DocumentUploaded]],
-    embedder: Embedder,
+    spaces: Spaces,
     vectors: VectorIndex,
     chunking: ChunkPolicy,
     runtime: Runtime,
@@ -138,10 +140,11 @@ def unchanged(
 
     async def work(envelope: Envelope[SeenUpload]) -> DocumentUploaded | DocumentIndexed:
         upload = envelope.body.upload
-        version = version_of(upload, embedder.model, chunking)
+        space = await spaces.of(upload.collection)
+        version = version_of(upload, space.embedder.model, chunking)
         if version is not None and envelope.body.again:
             revision = revision_of(upload, envelope.record)
-            chunks = await held_chunks(upload, version, revision, vectors)
+            chunks = await held_chunks(upload, version, revision, space.held_in, vectors)
             if chunks is not None:
                 return DocumentIndexed(
                     job_id=upload.job_id,
@@ -151,7 +154,7 @@ def unchanged(
                     uri=upload.uri,
                     revision=revision,
                     chunks=chunks,
-                    model=embedder.model,
+                    model=space.embedder.model,
                 )
         return upload.model_copy(update={"version": version})
 

@@ -12,10 +12,11 @@ collection is next loaded (2 s per 75,000 points, if a fifth of them was deleted
 
 import asyncio
 import json
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from typing import TypeVar, cast
 from filelock import FileLock, Timeout
 
 from connectors.vector_index.payload import (
+    DOCUMENT_FIELDS,
     HIDDEN_TENANT,
     STATE_FIELDS,
     TENANT,
@@ -34,13 +36,14 @@ from connectors.vector_index.payload import (
     is_collection_name,
     missing_collection,
     shown,
+    to_document_state,
     to_floats,
     to_hit,
     to_payload,
     to_point,
     to_state,
 )
-from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
+from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable
 
 try:
@@ -183,6 +186,56 @@ class EdgeIndex(VectorIndex):
 
         return await self._read(states)
 
+    async def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
+        """In pages; a page is of one moment."""
+        start: edge.PointId | None = None
+        while True:
+
+            def page(start: "edge.PointId | None" = start) -> tuple[list[DocumentState], "edge.PointId | None"]:
+                opened = self._find(collection)
+                if opened is None:
+                    return [], None
+                fields = list(DOCUMENT_FIELDS)
+                records, following = opened.shard.scroll(
+                    edge.ScrollRequest(offset=start, limit=_SCROLL_POINTS, with_payload=fields, with_vector=False)
+                )
+                return [to_document_state(str(record.id), record.payload) for record in records], following
+
+            states, start = await self._read(page)
+            for state in states:
+                yield state
+            if start is None:
+                return
+
+    async def serve(self, alias: str, collection: str) -> None:
+        """A file beside the collections, replaced whole."""
+        check_collection_name(alias)
+
+        def switch() -> None:
+            if self._find(collection) is None:
+                raise missing_collection(collection)
+            unfinished = self._directory / f".new-alias-{alias}"
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.write(collection)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self._alias(alias))
+
+        await self._write(switch)
+
+    async def serving(self, alias: str) -> str | None:
+        """What the file says."""
+        return await self._read(lambda: self._served_by(alias))
+
+    def _alias(self, alias: str) -> Path:
+        return self._directory / f".alias-{alias}"
+
+    def _served_by(self, alias: str) -> str | None:
+        try:
+            return self._alias(alias).read_text(encoding="utf-8") if is_collection_name(alias) else None
+        except FileNotFoundError:
+            return None
+
     def _scroll(self, collection: str, wanted: edge.Filter, *, vectors: bool) -> Iterator[edge.Record]:
         opened = self._find(collection)
         start: edge.PointId | None = None
@@ -250,6 +303,8 @@ class EdgeIndex(VectorIndex):
         with self._loading:
             if not self._lock.is_locked:
                 raise self._closed_error()
+            if is_collection_name(collection) and not (self._directory / collection).is_dir():
+                collection = self._served_by(collection) or collection
             opened = self._collections.get(collection)
             path = self._directory / collection
             if opened is None and is_collection_name(collection) and path.is_dir():

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from connectors.vector_index.port import Hit, Point, PointState
+from connectors.vector_index.port import DocumentState, Hit, Point, PointState
 from schemas.errors import Fatal, Poison
 
 TENANT = "tenant"
 HIDDEN_TENANT = "hidden_tenant"
 STATE_FIELDS = ("version", "revision", "children", HIDDEN_TENANT)
+DOCUMENT_FIELDS = (*STATE_FIELDS, TENANT, "document_id")
 
 _FLOAT_BYTES = 4
 # What both a Qdrant server and a file system accept; the first character leaves dot files to the index itself.
@@ -104,6 +105,15 @@ def to_state(point_id: str, payload: Mapping[str, object] | None) -> PointState:
     except ValidationError:
         raise _foreign(point_id, "its version and revision") from None
     return PointState(point_id, read.version, read.revision, read.children, read.hidden_tenant is None)
+
+
+def to_document_state(point_id: str, payload: Mapping[str, object] | None) -> DocumentState:
+    """A point of some document, from the fields of DOCUMENT_FIELDS. Fatal if another than Headrace wrote it."""
+    fields = payload or {}
+    tenant, document_id = fields.get(HIDDEN_TENANT) or fields.get(TENANT), fields.get("document_id")
+    if not isinstance(tenant, str) or not isinstance(document_id, str):
+        raise _foreign(point_id, "its tenant and document")
+    return DocumentState(tenant, document_id, to_state(point_id, payload))
 
 
 def to_hit(point_id: str, payload: Mapping[str, object] | None, score: float) -> Hit:

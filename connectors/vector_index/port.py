@@ -1,6 +1,6 @@
 """The port to the vector index: points in, hits out, one collection per embedding space."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,8 +47,19 @@ class Hit:
     score: float  # cosine similarity, -1 to 1
 
 
+@dataclass(frozen=True)
+class DocumentState:
+    """A point of some document of a collection."""
+
+    tenant: str
+    document_id: str
+    point: PointState
+
+
 class VectorIndex(Protocol):
     """Guarantee: when a write returns, it survives kill -9 of this process. Writes are idempotent.
+
+    A collection is found under its own name, and under the alias that it serves.
 
     Every method raises Retryable when the index is out of reach, and Fatal when it refuses us (wrong key, another
     vector size than the collection's). `open` raises Poison for a name that no collection can have.
@@ -82,6 +93,18 @@ class VectorIndex(Protocol):
 
     async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
         """All points of one document, the hidden ones included, in no order."""
+        ...
+
+    def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
+        """All points of a collection, the hidden ones included, in no order; one that is written meanwhile may lack."""
+        ...
+
+    async def serve(self, alias: str, collection: str) -> None:
+        """Let readers of `alias` find this collection, which exists, from now on; at once, for every process."""
+        ...
+
+    async def serving(self, alias: str) -> str | None:
+        """The collection that serves an alias; None if none does."""
         ...
 
     async def count(self, collection: str) -> int:

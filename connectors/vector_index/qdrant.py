@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from connectors.vector_index.payload import (
+    DOCUMENT_FIELDS,
     HIDDEN_TENANT,
     STATE_FIELDS,
     TENANT,
@@ -21,13 +22,14 @@ from connectors.vector_index.payload import (
     is_collection_name,
     missing_collection,
     shown,
+    to_document_state,
     to_floats,
     to_hit,
     to_payload,
     to_point,
     to_state,
 )
-from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
+from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
 from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 if TYPE_CHECKING:
@@ -167,11 +169,39 @@ class QdrantIndex(VectorIndex):
 
     async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
         """All points of one document."""
-        records = self._scroll(collection, _of_document(tenant, document_id), vectors=False)
+        records = self._scroll(collection, _of_document(tenant, document_id), fields=STATE_FIELDS)
         return tuple([to_state(str(record.id), record.payload) async for record in records])
 
+    async def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
+        """In pages."""
+        async for record in self._scroll(collection, None, fields=DOCUMENT_FIELDS):
+            yield to_document_state(str(record.id), record.payload)
+
+    async def serve(self, alias: str, collection: str) -> None:
+        """Delete and create the alias in one request, which the server applies as one."""
+        from qdrant_client import models
+
+        check_collection_name(alias)
+        if await self._find(collection) is None:
+            raise missing_collection(collection)
+        create = models.CreateAlias(collection_name=collection, alias_name=alias)
+        changes: list[models.CreateAliasOperation | models.DeleteAliasOperation] = [
+            models.CreateAliasOperation(create_alias=create)
+        ]
+        if await self.serving(alias) is not None:
+            changes.insert(0, models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+        with self._classed(collection):
+            await self._client.update_collection_aliases(changes)
+        self._dimensions.pop(alias, None)
+
+    async def serving(self, alias: str) -> str | None:
+        """Asks the server."""
+        with self._classed(alias):
+            aliases = (await self._client.get_aliases()).aliases
+        return next((each.collection_name for each in aliases if each.alias_name == alias), None)
+
     async def _scroll(
-        self, collection: str, wanted: "models.Filter", *, vectors: bool
+        self, collection: str, wanted: "models.Filter | None", *, vectors: bool = False, fields: Sequence[str] = ()
     ) -> AsyncIterator["models.Record"]:
         if await self._find(collection) is None:
             return
@@ -183,7 +213,7 @@ class QdrantIndex(VectorIndex):
                     scroll_filter=wanted,
                     offset=start,
                     limit=_SCROLL_POINTS,
-                    with_payload=True if vectors else list(STATE_FIELDS),
+                    with_payload=list(fields) or True,
                     with_vectors=vectors,
                 )
             for record in records:

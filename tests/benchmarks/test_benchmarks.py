@@ -24,6 +24,8 @@ from tests.headrace_process import headrace
                 "ratio_to_tuned",
                 "gpu_busy",
             },
+        ),
+        (
             ("extract", "--words", "500", "--rounds", "1"),
             {f"{name}_{figure}" for name in FORMATS for figure in ("mb_s", "recall")},
         ),

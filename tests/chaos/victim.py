@@ -35,7 +35,7 @@ from connectors.kafka.record import OutgoingRecord, Record
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
-from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
+from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
 
 POINTS = ("after-claim", "after-inference", "after-ledger", "after-sink", "during-snapshot", "after-upsert")
 SNAPSHOT_S = 0.02  # in which a kill "during the snapshot" falls: bytewax writes its rows within some milliseconds
@@ -155,6 +155,15 @@ class MortalIndex(VectorIndex):
     async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
         return await self._inner.list_document(collection, tenant=tenant, document_id=document_id)
 
+    def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
+        return self._inner.every_state(collection)
+
+    async def serve(self, alias: str, collection: str) -> None:
+        await self._inner.serve(alias, collection)
+
+    async def serving(self, alias: str) -> str | None:
+        return await self._inner.serving(alias)
+
     async def count(self, collection: str) -> int:
         return await self._inner.count(collection)
 
@@ -194,10 +203,9 @@ class MortalConnectors(wiring.Connectors):
         super().__init__(settings, loop, owner)
         self._killer = killer
 
-    @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self, model: str | None = None) -> Embedder:
         if os.environ.get("VICTIM_EMBEDDER") == "real":
-            return super().embedder
+            return super().embedder(model)
         return HashEmbedder()
 
     @cached_property

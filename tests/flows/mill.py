@@ -16,6 +16,7 @@ from connectors.kafka.recovery import RecoveryDirectory
 from connectors.kafka.stop import Stop
 from connectors.object_store import ObjectStore
 from connectors.parsers.pool import ProcessParser
+from connectors.spaces import IndexedSpaces
 from connectors.vector_index.edge import EdgeIndex
 from flows import ingest
 from operators.chunk import ChunkPolicy
@@ -72,7 +73,8 @@ class Mill:
             with RecoveryDirectory(self._directory / "ingest") as recovery:
                 runtime = Runtime(topics, self.loop, Stop())
                 policies = (ExtractPolicy(), self.chunking)
-                flow = ingest.build(runtime, store, parser, embedder, self.vectors, *policies)
+                spaces = IndexedSpaces(self.vectors, [lambda: embedder])
+                flow = ingest.build(runtime, store, parser, spaces, self.vectors, *policies)
                 run_main(flow, recovery_config=recovery.config())
         finally:
             self.loop.run(parser.close(), timeout_s=30)

@@ -14,6 +14,7 @@ from connectors.ledger.off import NoLedger
 from connectors.llm.extractive import ExtractiveLLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.pool import ProcessParser
+from connectors.spaces import IndexedSpaces, Spaces
 from connectors.vector_index.edge import EdgeIndex
 from connectors.vector_index.port import Point
 from flows import answer, ingest
@@ -36,6 +37,10 @@ class Mill:
     embedder: Embedder
     vectors: EdgeIndex
 
+    @property
+    def spaces(self) -> Spaces:
+        return IndexedSpaces(self.vectors, [lambda: self.embedder])
+
     def ingest(self, *uploads: Event) -> MemoryTopics:
         topics = MemoryTopics([record(upload, offset=offset) for offset, upload in enumerate(uploads)])
         parser = ProcessParser(workers=1)
@@ -43,7 +48,7 @@ class Mill:
         runtime = Runtime(topics, self.loop, Stop())
         try:
             run_main(
-                ingest.build(runtime, store, parser, self.embedder, self.vectors, ExtractPolicy(), ChunkPolicy(40, 5))
+                ingest.build(runtime, store, parser, self.spaces, self.vectors, ExtractPolicy(), ChunkPolicy(40, 5))
             )
         finally:
             self.loop.run(parser.close(), timeout_s=30)
@@ -53,7 +58,7 @@ class Mill:
         asked = RequestSubmitted.model_validate({"job_id": "q", "tenant": tenant, "prompt": prompt, "kind": kind})
         topics = MemoryTopics([record(asked)])
         llm = ExtractiveLLM(self.embedder)
-        run_main(answer.build(Runtime(topics, self.loop, Stop()), self.embedder, self.vectors, llm, NoLedger()))
+        run_main(answer.build(Runtime(topics, self.loop, Stop()), self.spaces, self.vectors, llm, NoLedger()))
         (result,) = topics.on("results.completed")
         return result
 

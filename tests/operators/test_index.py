@@ -1,7 +1,7 @@
 """The index step alone: what readers find while versions come in any order and every write may fail."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from random import Random
 from uuid import uuid4
@@ -9,7 +9,8 @@ from uuid import uuid4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.vector_index.port import Hit, Point, PointState, VectorIndex
+from connectors.spaces import held_in
+from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
 from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
 from operators.attached import child_id
 from operators.index import replace_document
@@ -80,6 +81,15 @@ class Failing(VectorIndex):
     async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
         return await self._inner.states(collection, tenant=tenant, document_id=document_id)
 
+    def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
+        return self._inner.every_state(collection)
+
+    async def serve(self, alias: str, collection: str) -> None:
+        await self._inner.serve(alias, collection)
+
+    async def serving(self, alias: str) -> str | None:
+        return await self._inner.serving(alias)
+
     async def count(self, collection: str) -> int:
         return await self._inner.count(collection)
 
@@ -87,6 +97,7 @@ class Failing(VectorIndex):
         await self._inner.close()
 
 
+HELD = held_in("documents", "m@1")
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "e", "f"]), max_size=4, unique=True)
 
 
@@ -103,11 +114,11 @@ def test_readers_find_a_whole_version_at_any_moment_and_the_newest_at_the_end(
     inner = QdrantIndex(IN_MEMORY)
 
     async def found() -> set[str]:
-        hits = await inner.search("documents", READER, tenant="default", limit=100)
+        hits = await inner.search(HELD, READER, tenant="default", limit=100)
         return {hit.text for hit in hits}
 
     async def run() -> None:
-        await inner.open("documents", 4)
+        await inner.open(HELD, 4)
         former: set[str] = set()
         numbered = list(enumerate(versions, start=1))
         order.shuffle(numbered)
@@ -136,7 +147,7 @@ def test_readers_find_a_whole_version_at_any_moment_and_the_newest_at_the_end(
             former = set(versions[newest - 1])
             assert await found() == former
             assert indexed.chunks == len(former)
-            assert await inner.count("documents") == len(former)
+            assert await inner.count(HELD) == len(former)
         await inner.close()
 
     asyncio.run(run())
@@ -155,11 +166,11 @@ def test_half_of_a_new_version_is_not_found_when_the_rest_cannot_be_written() ->
         gave_up = Failing(inner, [None, "before"], nothing)
         with suppress(Retryable):
             await replace_document(embedded(2, ["a", "c", "e"]), gave_up)
-        hits = await inner.search("documents", READER, tenant="default", limit=9)
+        hits = await inner.search(HELD, READER, tenant="default", limit=9)
         assert {hit.text for hit in hits} == {"a", "b"}
         late = await replace_document(embedded(1, ["a", "b"]), inner)  # which is not late: nothing newer was shown
         assert not late.indexed.superseded
-        assert len(await inner.states("documents", tenant="default", document_id="d")) == 2
+        assert len(await inner.states(HELD, tenant="default", document_id="d")) == 2
         await inner.close()
 
     asyncio.run(run())
@@ -170,9 +181,9 @@ def test_what_is_deleted_leaves_neither_text_nor_vector_that_anybody_finds() -> 
         inner = QdrantIndex(IN_MEMORY)
         await replace_document(embedded(1, ["a", "b"]), inner)
         await replace_document(embedded(2, []), inner)
-        assert await inner.search("documents", READER, tenant="default", limit=9) == ()
-        assert await inner.list_document("documents", tenant="default", document_id="d") == ()
-        assert await inner.count("documents") == 0
+        assert await inner.search(HELD, READER, tenant="default", limit=9) == ()
+        assert await inner.list_document(HELD, tenant="default", document_id="d") == ()
+        assert await inner.count(HELD) == 0
         await inner.close()
 
     asyncio.run(run())
@@ -186,9 +197,9 @@ def test_a_document_id_of_another_tenant_is_another_document() -> None:
         await replace_document(mine, inner)
         await replace_document(stranger, inner)
         await replace_document(embedded(2, []).model_copy(update={"tenant": "rival"}), inner)
-        found = await inner.search("documents", READER, tenant="default", limit=9)
+        found = await inner.search(HELD, READER, tenant="default", limit=9)
         assert [hit.text for hit in found] == ["a"]
-        assert await inner.search("documents", READER, tenant="rival", limit=9) == ()
+        assert await inner.search(HELD, READER, tenant="rival", limit=9) == ()
         await inner.close()
 
     asyncio.run(run())

@@ -382,3 +382,42 @@ def test_any_sequence_of_writes_ends_as_a_dictionary_would(
                 }
 
     asyncio.run(scenario())
+
+
+def test_an_alias_leads_readers_and_writers_to_what_serves_it(
+    new_index: NewIndex, collection: str, point: MakePoint, unit: Unit
+) -> None:
+    async def scenario() -> None:
+        async with opened(new_index, f"{collection}--1") as index:
+            await index.open(f"{collection}--2", DIMENSIONS)
+            assert await index.serving(collection) is None
+            await index.serve(collection, f"{collection}--1")
+            await index.upsert(collection, [point(1)])
+            await index.upsert(f"{collection}--2", [point(2)])
+            assert await index.serving(collection) == f"{collection}--1"
+            assert [hit.ordinal for hit in await index.search(collection, unit(1), tenant="acme", limit=9)] == [1]
+            await index.serve(collection, f"{collection}--2")
+            await index.serve(collection, f"{collection}--2")
+            assert await index.serving(collection) == f"{collection}--2"
+            assert [hit.ordinal for hit in await index.search(collection, unit(1), tenant="acme", limit=9)] == [2]
+            assert await index.count(f"{collection}--1") == 1
+            with pytest.raises(Fatal, match="does not exist"):
+                await index.serve(collection, f"{collection}--3")
+
+    asyncio.run(scenario())
+
+
+def test_every_state_of_a_collection_is_listed_page_by_page(
+    new_index: NewIndex, collection: str, point: MakePoint
+) -> None:
+    async def scenario() -> list[tuple[str, str, bool]]:
+        async with opened(new_index, collection) as index:
+            await index.upsert(collection, [point(n) for n in range(1_200)])
+            await index.upsert(collection, [replace(point(n, tenant="zenith"), visible=False) for n in range(3)])
+            return [
+                (state.tenant, state.document_id, state.point.visible) async for state in index.every_state(collection)
+            ]
+
+    listed = asyncio.run(scenario())
+    assert sorted(set(listed)) == [("acme", "report", True), ("zenith", "report", False)]
+    assert len(listed) == 1_203

@@ -224,3 +224,17 @@ def test_one_index_serves_several_event_loops(tmp_path: Path, point: MakePoint) 
     asyncio.run(index.upsert("docs", [point(0)]))
     assert asyncio.run(index.count("docs")) == 1
     asyncio.run(index.close())
+
+
+def test_an_alias_is_there_after_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        index = EdgeIndex(tmp_path)
+        await index.open("docs--1", DIMENSIONS)
+        await index.serve("docs", "docs--1")
+        await index.close()
+        index = EdgeIndex(tmp_path)
+        assert await index.serving("docs") == "docs--1"
+        assert await index.serving("../docs") is None
+        await index.close()
+
+    asyncio.run(run())

@@ -1,0 +1,104 @@
+"""Which model makes a collection's vectors, and where they lie.
+
+Every model has a collection of its own in the index; the one that serves readers is found by an alias, so that another
+model can be filled up beside it and then take over at once, for every process (`headrace reindex`).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from connectors.embedder.port import Embedder
+from connectors.vector_index.port import VectorIndex
+from schemas.errors import Fatal
+
+FRESH_S = 2.0
+"""How long a process may go on with the model that has served so far."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """An embedding space: the model that makes the vectors, and the collection of the index that holds them."""
+
+    embedder: Embedder
+    held_in: str
+
+
+class Spaces(Protocol):
+    """The space of each collection."""
+
+    async def serving(self, collection: str) -> str | None:
+        """What holds the vectors that readers find now; None for a new collection. At most FRESH_S old."""
+        ...
+
+    async def of(self, collection: str) -> Space:
+        """The space that serves a collection; for a new one, that of the default model.
+
+        Raises what the index raises; Fatal if its model is not among ours.
+        """
+        ...
+
+
+def held_in(collection: str, model: str) -> str:
+    """The collection of the index that holds the vectors of one model."""
+    return f"{collection}--{sha256(model.encode()).hexdigest()[:12]}"
+
+
+class OneSpace(Spaces):
+    """A process that has no index to ask: all collections are of one model."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    async def serving(self, collection: str) -> str | None:
+        """As far as is known here."""
+        return held_in(collection, self._embedder.model)
+
+    async def of(self, collection: str) -> Space:
+        """Always that model's."""
+        return Space(self._embedder, held_in(collection, self._embedder.model))
+
+
+class IndexedSpaces(Spaces):
+    """As the index's aliases say. `models`: the first is the default; each is loaded, once, when it is needed."""
+
+    def __init__(self, vectors: VectorIndex, models: Sequence[Callable[[], Embedder]]) -> None:
+        self._vectors = vectors
+        self._models = models
+        self._loaded: list[Embedder] = []
+        self._loading = asyncio.Lock()
+        self._known: dict[str, tuple[float, str]] = {}  # by collection: when it was asked for, and what serves it
+
+    async def serving(self, collection: str) -> str | None:
+        """Asks the index at most every FRESH_S."""
+        asked_at, name = self._known.get(collection, (-FRESH_S, ""))
+        if time.monotonic() - asked_at < FRESH_S:
+            return name
+        now = time.monotonic()
+        found = await self._vectors.serving(collection)
+        if found is not None:
+            self._known[collection] = (now, found)
+        return found
+
+    async def of(self, collection: str) -> Space:
+        """See Spaces."""
+        serving = await self.serving(collection)
+        for number in range(len(self._models)):
+            embedder = await self._model(number)
+            name = held_in(collection, embedder.model)
+            if serving in (None, name):
+                return Space(embedder, name)
+        models = ", ".join(embedder.model for embedder in self._loaded)
+        raise Fatal(
+            f"collection {collection!r} is served by {serving}, whose model is none of {models}: "
+            "name it in HEADRACE_EMBED_MODELS too"
+        )
+
+    async def _model(self, number: int) -> Embedder:
+        async with self._loading:
+            while len(self._loaded) <= number:
+                self._loaded.append(await asyncio.to_thread(self._models[len(self._loaded)]))
+            return self._loaded[number]

@@ -1,0 +1,211 @@
+"""Another model takes over a collection: whole, resumed, rolled back, and while documents come and go."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from connectors.embedder.batcher import Rows
+from connectors.spaces import IndexedSpaces, held_in
+from connectors.vector_index.edge import EdgeIndex
+from connectors.vector_index.port import VectorIndex
+from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
+from operators.embed import embed_again
+from operators.index import replace_document
+from operators.reindex import Reindex
+from schemas.documents import DocumentEmbedded, EmbeddedChunk
+from schemas.errors import Fatal, Poison, Retryable
+from schemas.event import derive_id
+from tests.chaos.victim import HashEmbedder
+
+
+class Model(HashEmbedder):
+    def __init__(self, model: str, *, max_tokens: int = 256, fails_after: int = 1_000_000) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+        self.texts: list[str] = []
+        self._fails_after = fails_after
+
+    async def embed(self, texts: Sequence[str]) -> Rows:
+        if len(self.texts) >= self._fails_after:
+            raise Retryable("the model went away")
+        self.texts += texts
+        rotated = np.roll(await super().embed(texts), 1 if self.model == "old" else 5, axis=1)
+        return np.asarray(rotated, dtype=np.float32)
+
+
+OLD, NEW = held_in("documents", "old"), held_in("documents", "new")
+
+
+async def write(vectors: VectorIndex, model: Model, document_id: str, revision: int, *texts: str) -> None:
+    """As the index step does; without texts a delete."""
+    chunks = tuple(
+        EmbeddedChunk(chunk_id=derive_id(document_id, text), ordinal=n, text=text, vector=b"")
+        for n, text in enumerate(texts)
+    )
+    document = DocumentEmbedded(
+        job_id="j",
+        document_id=document_id,
+        op="upsert" if texts else "delete",
+        revision=revision,
+        model="none",
+        dimensions=16,
+        chunks=chunks,
+    )
+    document = await embed_again(document, model)
+    await replace_document(document, vectors)
+    if await vectors.serving("documents") is None:
+        await vectors.serve("documents", held_in("documents", model.model))
+
+
+async def texts(vectors: VectorIndex, model: Model) -> dict[str, str]:
+    """What a reader finds for a question in the words of each text: the text itself, and its document."""
+    space = await IndexedSpaces(vectors, [lambda: model]).of("documents")
+    found: dict[str, str] = {}
+    for text in ("one", "two", "three", "four"):
+        (row,) = await space.embedder.embed([text])
+        hits = await vectors.search(space.held_in, row.astype("<f4").tobytes(), tenant="default", limit=9)
+        found |= {hit.text: hit.document_id for hit in hits if hit.text == text and hit.score > 0.999}
+    return found
+
+
+@contextmanager
+def silent(documents: int) -> Iterator[Callable[[], None]]:
+    assert documents > 0
+    yield lambda: None
+
+
+@pytest.fixture(params=["edge", "memory"])
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], VectorIndex]:
+    return lambda: EdgeIndex(tmp_path / "vectors") if request.param == "edge" else QdrantIndex(IN_MEMORY)
+
+
+@pytest.fixture(autouse=True)
+def _settles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("operators.reindex.SETTLE_S", 0.0)
+    monkeypatch.setattr("operators.reindex.FRESH_S", 0.0)
+
+
+async def filled(vectors: VectorIndex, old: Model) -> None:
+    await write(vectors, old, "a", 1, "one", "two")
+    await write(vectors, old, "b", 1, "three")
+    await write(vectors, old, "c", 1, "four")
+    await write(vectors, old, "c", 2)
+
+
+def test_a_new_model_takes_over_every_document_and_remembers_what_was_deleted(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await filled(vectors, old)
+        work = Reindex("documents", new, vectors, silent)
+        assert await work.run()
+        assert work.copied == 3
+        assert await vectors.serving("documents") == NEW
+        assert await texts(vectors, new) == {"one": "a", "two": "a", "three": "b"}
+        await write(vectors, new, "c", 1, "four")  # comes late, under the new model too
+        assert "four" not in await texts(vectors, new)
+        assert not await Reindex("documents", new, vectors, silent).run()
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_a_run_that_was_cut_short_leaves_the_old_model_serving_and_is_resumed(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old = index(), Model("old")
+        for number in range(30):
+            await write(vectors, old, f"d{number}", 1, f"text {number}")
+        cut = Model("new", fails_after=20)
+        with pytest.raises(Retryable, match="went away"):
+            await Reindex("documents", cut, vectors, silent).run()
+        assert await vectors.serving("documents") == OLD
+        resumed = Model("new")
+        assert await Reindex("documents", resumed, vectors, silent).run()
+        assert 10 <= len(resumed.texts) < 30
+        assert await vectors.count("documents") == 30
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_the_former_model_takes_over_again_at_the_price_of_what_has_changed(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await filled(vectors, old)
+        await Reindex("documents", new, vectors, silent).run()
+        await write(vectors, new, "a", 5, "two", "four")
+        await write(vectors, new, "b", 6)
+        old.texts.clear()
+        assert await Reindex("documents", old, vectors, silent).run()
+        assert sorted(old.texts) == ["four", "two"]
+        assert await texts(vectors, old) == {"two": "a", "four": "a"}
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_what_is_written_under_the_old_model_while_it_goes_on_is_not_lost(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await filled(vectors, old)
+
+        @contextmanager
+        def meanwhile(documents: int) -> Iterator[Callable[[], None]]:
+            del documents
+            yield lambda: None
+            changes.append(1)
+
+        changes: list[int] = []
+        work = Reindex("documents", new, vectors, meanwhile)
+        switch = vectors.serve
+
+        async def late(alias: str, collection: str) -> None:
+            await write(vectors, old, "b", 9, "four")  # a process that has not noticed yet
+            await switch(alias, collection)
+            await write(vectors, old, "a", 9, "one")
+
+        vectors.serve = late  # type: ignore[method-assign]
+        assert await work.run()
+        assert await texts(vectors, new) == {"one": "a", "four": "b"}
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_that_would_cut_chunks_off_is_refused_and_the_old_one_serves(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old = index(), Model("old")
+        await write(vectors, old, "a", 1, "one two three four")
+        with pytest.raises(Poison, match="4 tokens, and small reads at most 3"):
+            await Reindex("documents", Model("small", max_tokens=3), vectors, silent).run()
+        assert await vectors.serving("documents") == OLD
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_a_collection_that_does_not_exist_is_named(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors = index()
+        with pytest.raises(Fatal, match="'documents' does not exist"):
+            await Reindex("documents", Model("new"), vectors, silent).run()
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_that_nobody_has_at_hand_is_named(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old = index(), Model("old")
+        await write(vectors, old, "a", 1, "one")
+        with pytest.raises(Fatal, match="HEADRACE_EMBED_MODELS"):
+            await IndexedSpaces(vectors, [lambda: Model("new"), lambda: Model("newer")]).of("documents")
+        both = IndexedSpaces(vectors, [lambda: Model("new"), lambda: old])
+        assert (await both.of("documents")).embedder.model == "old"
+        assert (await both.of("fresh")).embedder.model == "new"
+        await vectors.close()
+
+    asyncio.run(run())
