@@ -6,7 +6,7 @@ from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connectors.kafka.client import watermarks
+from connectors.kafka.client import ConnectionErrors, base_config, watermarks
 from connectors.kafka.sink import ReliableProducer
 from operators.produce import outgoing
 from schemas.dead_letter import DeadLetter
@@ -25,6 +25,11 @@ WINDOW = 256
 """Jobs submitted and not yet ended. An embedded broker forgets what is unconsumed beyond about 5 MB a partition: 256
 uploads by reference are 0.2 MB."""
 
+LOOK_EVERY_S = 15.0
+"""After so long without an end of any job we look whether the broker is still there."""
+
+ANSWER_S = 5.0
+
 
 class Follower:
     """Submits events and yields what ends them: a result, an indexed document, or a dead letter."""
@@ -33,13 +38,13 @@ class Follower:
         self._outbox = ReliableProducer(bootstrap, options).outbox()
         self._consumer = Consumer(
             {
-                **options,
-                "bootstrap.servers": bootstrap,
+                **base_config(bootstrap, options, ConnectionErrors("follower", quiet=True)),
                 "group.id": "headrace.follower",  # required by the client; nothing is committed
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
             }
         )
+        self._bootstrap = bootstrap
         self._consumer.assign([at for name in ENDS for at in self._ends_of(name)])
 
     def _ends_of(self, topic: str) -> Iterator[TopicPartition]:
@@ -69,7 +74,7 @@ class Follower:
         waiting: set[str] = set()
         source = iter(events)
         exhausted = False
-        progress_at = monotonic()
+        progress_at = looked_at = monotonic()
         while True:
             while not exhausted and len(waiting) < WINDOW:
                 event = next(source, None)
@@ -87,10 +92,23 @@ class Follower:
                     waiting.remove(ended.job_id)
                     progress_at = monotonic()
                     yield ended
+            if monotonic() - max(progress_at, looked_at) > LOOK_EVERY_S:
+                looked_at = monotonic()
+                self._look(len(waiting))
             if monotonic() - progress_at > stalled_after_s:
                 raise HeadraceError(
                     f"{len(waiting)} jobs have not ended, none in the last {stalled_after_s:.0f} s; do the flows run?"
                 )
+
+    def _look(self, waiting: int) -> None:
+        """Raises HeadraceError if the broker is gone: librdkafka itself would wait for it for ever."""
+        try:
+            self._consumer.list_topics(timeout=ANSWER_S)
+        except KafkaException as error:
+            raise HeadraceError(
+                f"the broker at {self._bootstrap} is out of reach; what became of {waiting} jobs, `headrace jobs show` "
+                "tells when it is back"
+            ) from error
 
     def _poll(self) -> Iterator[JobEvent]:
         for message in self._consumer.consume(WINDOW, timeout=0.1):

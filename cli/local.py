@@ -111,7 +111,8 @@ class LocalStack:
         if self._flows is None or self._flows.poll() is None:
             return
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
+        ours = [line for line in lines if line.startswith("headrace:")]  # libraries have last words of their own
+        last = (ours or lines or ["it said nothing"])[-1]
         raise HeadraceError(f"the flows ended with exit code {self._flows.returncode}: {last} (log: {self.log})")
 
     def _end_flows(self) -> None:

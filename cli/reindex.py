@@ -24,7 +24,7 @@ def reindex(model: str, collection: str, *, as_json: bool) -> None:
     flows must know both models (HEADRACE_EMBED_MODEL, HEADRACE_EMBED_MODELS). With the embedded index, stop them first.
     """
     from cli.wiring import Connectors
-    from operators.reindex import Reindex
+    from operators.reindex import SETTLE_S, Reindex, serving_now
 
     settings = settings_for()
     configure_logs(settings.log_level)
@@ -34,8 +34,11 @@ def reindex(model: str, collection: str, *, as_json: bool) -> None:
             vectors = connectors.vectors
         except HeadraceError as error:
             raise HeadraceError(f"{error}. To embed a collection of the embedded index anew, stop its flows") from error
+        loop.run(serving_now(collection, vectors), timeout_s=60)  # before a model is loaded in vain
         embedder = connectors.remembering_embedder(model)
-        work = Reindex(collection, embedder, vectors, progress)
+        work = Reindex(
+            collection, embedder, vectors, progress, settle_s=0.0 if settings.qdrant_url is None else SETTLE_S
+        )
         running = loop.submit(work.run())
         try:
             switched = running.result()

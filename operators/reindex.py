@@ -64,10 +64,21 @@ def outdated(source: Mapping[Document, Held], target: Mapping[Document, Held]) -
     ]
 
 
-class Reindex:
-    """One collection, from the model that serves it to another one."""
+async def serving_now(collection: str, vectors: VectorIndex) -> str:
+    """What serves a collection. Raises Fatal if nothing does."""
+    source = await vectors.serving(collection)
+    if source is None:
+        raise Fatal(f"collection {collection!r} does not exist, or nothing was ever indexed in it")
+    return source
 
-    def __init__(self, collection: str, embedder: Embedder, vectors: VectorIndex, progress: Progress) -> None:
+
+class Reindex:
+    """One collection, from the model that serves it to another one. `settle_s`: 0 where nobody else can write."""
+
+    def __init__(
+        self, collection: str, embedder: Embedder, vectors: VectorIndex, progress: Progress, *, settle_s: float
+    ) -> None:
+        self._settle_s = settle_s
         self._collection = collection
         self._embedder = embedder
         self._vectors = vectors
@@ -81,9 +92,7 @@ class Reindex:
         Raises Fatal if there is no such collection, Poison for a chunk that the model does not read whole, and what
         index and embedder raise.
         """
-        source = await self._vectors.serving(self._collection)
-        if source is None:
-            raise Fatal(f"collection {self._collection!r} does not exist, or nothing was ever indexed in it")
+        source = await serving_now(self._collection, self._vectors)
         if source == self._target:
             return False
         await self._vectors.open(self._target, self._embedder.dimensions)
@@ -97,12 +106,12 @@ class Reindex:
     async def _settle(self, source: str) -> None:
         """Bring over what was still written under the former model."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + SETTLE_S
+        deadline = loop.time() + self._settle_s
         while True:
             began = loop.time()
-            if not await self._fill(source) and began > deadline:
+            if not await self._fill(source) and began >= deadline:
                 return
-            await asyncio.sleep(FRESH_S)
+            await asyncio.sleep(min(FRESH_S, self._settle_s))
 
     async def _fill(self, source: str) -> int:
         """One pass; how many documents were not up to date."""

@@ -83,12 +83,6 @@ def index(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Vector
     return lambda: EdgeIndex(tmp_path / "vectors") if request.param == "edge" else QdrantIndex(IN_MEMORY)
 
 
-@pytest.fixture(autouse=True)
-def _settles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("operators.reindex.SETTLE_S", 0.0)
-    monkeypatch.setattr("operators.reindex.FRESH_S", 0.0)
-
-
 async def filled(vectors: VectorIndex, old: Model) -> None:
     await write(vectors, old, "a", 1, "one", "two")
     await write(vectors, old, "b", 1, "three")
@@ -100,14 +94,14 @@ def test_a_new_model_takes_over_every_document_and_remembers_what_was_deleted(in
     async def run() -> None:
         vectors, old, new = index(), Model("old"), Model("new")
         await filled(vectors, old)
-        work = Reindex("documents", new, vectors, silent)
+        work = Reindex("documents", new, vectors, silent, settle_s=0.0)
         assert await work.run()
         assert work.copied == 3
         assert await vectors.serving("documents") == NEW
         assert await texts(vectors, new) == {"one": "a", "two": "a", "three": "b"}
         await write(vectors, new, "c", 1, "four")  # comes late, under the new model too
         assert "four" not in await texts(vectors, new)
-        assert not await Reindex("documents", new, vectors, silent).run()
+        assert not await Reindex("documents", new, vectors, silent, settle_s=0.0).run()
         await vectors.close()
 
     asyncio.run(run())
@@ -120,10 +114,10 @@ def test_a_run_that_was_cut_short_leaves_the_old_model_serving_and_is_resumed(in
             await write(vectors, old, f"d{number}", 1, f"text {number}")
         cut = Model("new", fails_after=20)
         with pytest.raises(Retryable, match="went away"):
-            await Reindex("documents", cut, vectors, silent).run()
+            await Reindex("documents", cut, vectors, silent, settle_s=0.0).run()
         assert await vectors.serving("documents") == OLD
         resumed = Model("new")
-        assert await Reindex("documents", resumed, vectors, silent).run()
+        assert await Reindex("documents", resumed, vectors, silent, settle_s=0.0).run()
         assert 10 <= len(resumed.texts) < 30
         assert await vectors.count("documents") == 30
         await vectors.close()
@@ -135,11 +129,11 @@ def test_the_former_model_takes_over_again_at_the_price_of_what_has_changed(inde
     async def run() -> None:
         vectors, old, new = index(), Model("old"), Model("new")
         await filled(vectors, old)
-        await Reindex("documents", new, vectors, silent).run()
+        await Reindex("documents", new, vectors, silent, settle_s=0.0).run()
         await write(vectors, new, "a", 5, "two", "four")
         await write(vectors, new, "b", 6)
         old.texts.clear()
-        assert await Reindex("documents", old, vectors, silent).run()
+        assert await Reindex("documents", old, vectors, silent, settle_s=0.0).run()
         assert sorted(old.texts) == ["four", "two"]
         assert await texts(vectors, old) == {"two": "a", "four": "a"}
         await vectors.close()
@@ -159,7 +153,7 @@ def test_what_is_written_under_the_old_model_while_it_goes_on_is_not_lost(index:
             changes.append(1)
 
         changes: list[int] = []
-        work = Reindex("documents", new, vectors, meanwhile)
+        work = Reindex("documents", new, vectors, meanwhile, settle_s=0.0)
         switch = vectors.serve
 
         async def late(alias: str, collection: str) -> None:
@@ -180,7 +174,7 @@ def test_a_model_that_would_cut_chunks_off_is_refused_and_the_old_one_serves(ind
         vectors, old = index(), Model("old")
         await write(vectors, old, "a", 1, "one two three four")
         with pytest.raises(Poison, match="4 tokens, and small reads at most 3"):
-            await Reindex("documents", Model("small", max_tokens=3), vectors, silent).run()
+            await Reindex("documents", Model("small", max_tokens=3), vectors, silent, settle_s=0.0).run()
         assert await vectors.serving("documents") == OLD
         await vectors.close()
 
@@ -191,7 +185,7 @@ def test_a_collection_that_does_not_exist_is_named(index: Callable[[], VectorInd
     async def run() -> None:
         vectors = index()
         with pytest.raises(Fatal, match="'documents' does not exist"):
-            await Reindex("documents", Model("new"), vectors, silent).run()
+            await Reindex("documents", Model("new"), vectors, silent, settle_s=0.0).run()
         await vectors.close()
 
     asyncio.run(run())
