@@ -1,7 +1,6 @@
 """The main job by one command, on real files, with a bad one among them."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,10 @@ def test_one_bad_file_is_dead_lettered_and_the_rest_go_through(tmp_path: Path) -
     tmp_path.mkdir()
     (tmp_path / "good.txt").write_text("The ferryman is called Aldous Penn.")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnot really")
-    before = set(Path(tempfile.gettempdir()).glob("headrace-*"))
-    done = headrace("demo", "--json", "--documents", str(tmp_path), "--question", "What is the ferryman called?")
+    left = tmp_path.parent / "left"
+    left.mkdir()
+    question = "What is the ferryman called?"
+    done = headrace("demo", "--json", "--documents", str(tmp_path), "--question", question, TMPDIR=str(left))
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["documents"] == {"submitted": 2, "indexed": 1, "dead_lettered": 1}
@@ -35,7 +36,7 @@ def test_one_bad_file_is_dead_lettered_and_the_rest_go_through(tmp_path: Path) -
     assert letter["document"] == "bad.pdf"
     assert "PDF" in letter["message"]
     assert "Aldous Penn" in summary["answers"][0]["text"]
-    assert set(Path(tempfile.gettempdir()).glob("headrace-*")) == before
+    assert list(left.iterdir()) == []
 
 
 def test_for_people_the_demo_prints_answer_citations_and_summary() -> None:
