@@ -36,6 +36,8 @@ _PARAGRAPHS = frozenset(
     | {"h1", "h2", "h3", "h4", "h5", "h6", "main", "ol", "p", "pre", "section", "table", "ul"}
 )
 _LEVELS = {f"h{level}": level for level in range(1, 7)}
+_LONG_TAG = re.compile(r"<[A-Za-z][^<>]{10000,}")
+_MAX_ATTRIBUTES = 5_000  # 300,000 take libxml2 minutes; generated pages have some dozens
 _PROLOG_BYTES = 1024  # where browsers look for a declared encoding (HTML standard, 13.2.3.2)
 _CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
@@ -68,7 +70,15 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8", errors="replace") if decoded is None else decoded
 
 
+def _check_attributes(page: str) -> None:
+    """Raise Poison for a tag with thousands of attributes, each of which libxml2 compares with all others."""
+    for tag in _LONG_TAG.finditer(page):
+        if len(tag[0].split(None, _MAX_ATTRIBUTES)) > _MAX_ATTRIBUTES:
+            raise Poison(f"an HTML page with more than {_MAX_ATTRIBUTES} attributes in one tag")
+
+
 def _tree(page: str) -> lxml.html.HtmlElement:
+    _check_attributes(page)
     # Encoded again, since lxml refuses a str that declares an encoding.
     parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
     try:

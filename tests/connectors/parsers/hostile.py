@@ -158,7 +158,7 @@ def html_ten_thousand_deep() -> bytes:
     return b"<html><body>" + b"<div>" * 10_000 + b"words"
 
 
-@_ends("text", "poison", "slow")
+@_ends("poison")
 def html_300_000_attributes() -> bytes:
     attributes = " ".join(f"a{number}=1" for number in range(300_000))
     return f"<!doctype html><p {attributes}>words</p>".encode()
