@@ -6,7 +6,7 @@ gives the same chunks. State: offload's pending documents. Dead letters: a text 
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from bytewax.dataflow import operator
@@ -143,9 +143,41 @@ def chunk_document(document: DocumentExtracted, embedder: Embedder, policy: Chun
         )
     if document.op == "delete" or document.text is None:
         return ChunkedDocument(document, ())
-    offsets = embedder.tokenizer.offsets(document.text)
-    chunks = cut(document.text, document.sections, offsets, policy)
-    return ChunkedDocument(document.model_copy(update={"text": None, "sections": ()}), chunks)
+    return ChunkedDocument(
+        document.model_copy(update={"text": None, "sections": ()}),
+        cut_to_fit(document.text, document.sections, embedder, policy),
+    )
+
+
+def cut_to_fit(
+    text: str, sections: Sequence[SectionMark], embedder: Embedder, policy: ChunkPolicy
+) -> tuple[Chunk, ...]:
+    """Cut a text so that the model reads each chunk whole.
+
+    Half a word may have more tokens than it had a share of the whole one, so chunks that begin or end inside of one are
+    counted again; where that is too many, all are cut smaller.
+    """
+    offsets = embedder.tokenizer.offsets(text)
+    size_tokens = policy.size_tokens
+    while True:
+        smaller = replace(policy, size_tokens=size_tokens, overlap_tokens=min(policy.overlap_tokens, size_tokens // 2))
+        chunks = cut(text, sections, offsets, smaller)
+        longest = max(
+            (len(embedder.tokenizer.offsets(chunk.text)) for chunk in chunks if _inside_a_word(text, chunk)), default=0
+        )
+        if longest <= embedder.max_tokens:
+            return chunks
+        if size_tokens == 1:
+            raise Poison(
+                f"a single piece of the text has {longest} tokens; {embedder.model} reads {embedder.max_tokens}"
+            )
+        size_tokens = size_tokens * 3 // 4
+
+
+def _inside_a_word(text: str, chunk: Chunk) -> bool:
+    return any(
+        not text[at - 1].isspace() and not text[at].isspace() for at in (chunk.start, chunk.end) if 0 < at < len(text)
+    )
 
 
 @operator

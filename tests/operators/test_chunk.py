@@ -4,12 +4,14 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from operators.chunk import ChunkPolicy, cut
+from connectors.embedder.port import Embedder, Tokenizer
+from operators.chunk import ChunkPolicy, cut, cut_to_fit
 from schemas.documents import SectionMark
 from schemas.errors import Poison
+from tests.chaos.victim import HashEmbedder
 
 SMALL = ChunkPolicy(size_tokens=8, overlap_tokens=2)
 
@@ -83,3 +85,33 @@ def test_the_label_names_the_sections_that_the_chunk_lies_in(size_tokens: int, l
     sections = [SectionMark(start=0, label="page 1"), SectionMark(start=10, label="page 2")]
     policy = ChunkPolicy(size_tokens=size_tokens, overlap_tokens=0)
     assert [chunk.label for chunk in cut(text, sections, words(text), policy)] == labels
+
+
+class Narrow(HashEmbedder):
+    """Reads little, and tokenises as the real model does."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+
+unbroken = st.text(st.sampled_from("nvpwcsmrtbu今日はआईन"), min_size=20, max_size=200)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=unbroken, size=st.integers(8, 16))
+def test_the_model_reads_every_chunk_whole_whatever_the_words_are_cut_into(
+    embedder: Embedder, text: str, size: int
+) -> None:
+    narrow = Narrow(embedder.tokenizer, max_tokens=size)
+    if not embedder.tokenizer.offsets(text):
+        return
+    for chunk in cut_to_fit(text, (), narrow, ChunkPolicy(size, size // 4)):
+        assert len(embedder.tokenizer.offsets(chunk.text)) <= size
+
+
+def test_a_word_of_thousands_of_letters_is_cut_into_what_the_model_reads(embedder: Embedder) -> None:
+    text = "wheel " + "qz" * 1_001  # one unknown token as a whole; its last piece has dozens
+    chunks = cut_to_fit(text, (), Narrow(embedder.tokenizer, 30), ChunkPolicy(30, 5, size_chars=90))
+    assert max(len(embedder.tokenizer.offsets(chunk.text)) for chunk in chunks) <= 30
+    assert chunks[-1].end == len(text)
