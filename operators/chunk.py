@@ -6,7 +6,7 @@ gives the same chunks. State: offload's pending documents. Dead letters: a text 
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from bytewax.dataflow import operator
@@ -158,20 +158,19 @@ def cut_to_fit(
     counted again; where that is too many, all are cut smaller.
     """
     offsets = embedder.tokenizer.offsets(text)
-    size_tokens = policy.size_tokens
     while True:
-        smaller = replace(policy, size_tokens=size_tokens, overlap_tokens=min(policy.overlap_tokens, size_tokens // 2))
-        chunks = cut(text, sections, offsets, smaller)
+        chunks = cut(text, sections, offsets, policy)
         longest = max(
             (len(embedder.tokenizer.offsets(chunk.text)) for chunk in chunks if _inside_a_word(text, chunk)), default=0
         )
         if longest <= embedder.max_tokens:
             return chunks
-        if size_tokens == 1:
+        if policy.size_chars == 1:
             raise Poison(
-                f"a single piece of the text has {longest} tokens; {embedder.model} reads {embedder.max_tokens}"
+                f"one character of the text has {longest} tokens; {embedder.model} reads {embedder.max_tokens}"
             )
-        size_tokens = size_tokens * 3 // 4
+        size_tokens = max(1, policy.size_tokens * 3 // 4)
+        policy = ChunkPolicy(size_tokens, min(policy.overlap_tokens, size_tokens // 2), policy.size_chars * 3 // 4 or 1)
 
 
 def _inside_a_word(text: str, chunk: Chunk) -> bool:
