@@ -5,6 +5,7 @@ payload that does not fit the event's schema, a CloudEvents type other than the 
 """
 
 import json
+import re
 from typing import TypeVar
 
 import bytewax.operators as op
@@ -20,6 +21,8 @@ from schemas.errors import Poison, Refused
 from schemas.event import JobEvent, derive_id, utc_now
 
 E = TypeVar("E", bound=JobEvent)
+
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,49}")
 
 
 def parse(record: Record, event: type[E]) -> E:
@@ -39,11 +42,16 @@ def parse(record: Record, event: type[E]) -> E:
         return event.model_validate_json(record.value)
     except ValidationError as error:
         faults = [
-            f"{'.'.join(str(part) for part in fault['loc']) or 'message'}: {fault['msg']}"
+            f"{'.'.join(map(_name, fault['loc'])) or 'message'}: {fault['msg']}"
             for fault in error.errors(include_input=False, include_url=False, include_context=False)
         ]
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")  # noqa: PLR2004  # a screenful
         raise Poison(f"not a valid {event.__name__}: {shown}") from error
+
+
+def _name(part: int | str) -> str:
+    """A step of the way to a fault. An unknown field is named too, unless its name is no name: that may be text."""
+    return str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?"
 
 
 def salvage_job(record: Record) -> Job:

@@ -16,6 +16,7 @@ from operators.dead_letter import dead_letter
 from operators.decode import consume, parse
 from operators.produce import produce
 from operators.runtime import Runtime
+from schemas.budgets import BudgetChanged
 from schemas.documents import DocumentUploaded
 from schemas.errors import Poison
 from schemas.event import JobEvent
@@ -138,3 +139,11 @@ def test_any_bytes_are_an_event_or_poison(value: bytes) -> None:
     except Poison:
         return
     assert parse(record(event.encode()), DocumentUploaded) == event
+
+
+def test_a_misspelt_field_is_named_and_a_name_that_is_none_is_not() -> None:
+    budget = {"tenant": "t", "windows": [{"seconds": 60, "tokns": 5, "the board resigns": 1}]}
+    with pytest.raises(Poison) as raised:
+        parse(record(json.dumps(budget).encode(), topic="budgets.config"), BudgetChanged)
+    assert "windows.0.tokns: Extra inputs are not permitted" in str(raised.value)
+    assert "windows.0.?: Extra inputs" in str(raised.value)

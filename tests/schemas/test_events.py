@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from operators.decode import parse
 from schemas.budgets import BudgetChanged, WindowLimit
 from schemas.dead_letter import DeadLetter, DeadLetterRedriven, Header
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded, EmbeddedChunk
+from schemas.errors import Poison
 from schemas.event import Event, JobEvent, derive_id
 from schemas.export import events, json_schema
 from schemas.jobs import JobState, StatusChanged
@@ -25,6 +27,7 @@ from schemas.reviews import Ancestor, ReviewDecided, ReviewRequested
 from schemas.tools import ToolCompleted, ToolRequested
 from schemas.topics import CATALOGUE, dead_letter_topic, dead_letter_topics, topic_of
 from schemas.usage import TokensUsed, UsageWindowed
+from tests.memory_topics import record
 
 EXAMPLES: list[Event] = [
     BucketNotified(
@@ -247,16 +250,15 @@ def test_what_is_not_base64_is_refused_like_any_other_wrong_value(vector: object
 @settings(max_examples=300)
 @given(st.data())
 def test_any_value_anywhere_is_refused_without_being_quoted_or_reads_back_as_it_was(data: st.DataObject) -> None:
-    event = data.draw(st.sampled_from(EXAMPLES))
+    event = data.draw(st.sampled_from([each for each in EXAMPLES if isinstance(each, JobEvent)]))
     payload = json.loads(event.encode())
     place, name = data.draw(st.sampled_from(list(places(payload))))
     place[name] = data.draw(JSON_VALUES)
+    said = ""
     try:
-        accepted = type(event).model_validate_json(json.dumps(payload))
-    except ValidationError as error:
-        accepted, said = None, json.dumps(error.errors(include_input=False, include_context=False, include_url=False))
-    else:
-        said = ""
+        accepted = parse(record(json.dumps(payload).encode()), type(event))
+    except Poison as error:
+        accepted, said = None, str(error)
     assert PRIVATE not in said
     if accepted is not None:
         assert type(event).model_validate_json(accepted.encode()) == accepted
