@@ -295,7 +295,7 @@ class ChaosRun:
 
     def _start(self, point: str) -> Victim:
         often = max(self._plan.jobs // self._plan.kills // 2, 1)
-        number = {"after-upsert": 3, "during-snapshot": 8, "after-sink": 60}.get(point, often)
+        number = {"after-upsert": 3, "after-show": 2, "during-snapshot": 8, "after-sink": 60}.get(point, often)
         kill = "" if point in {"random", "none"} else f"{point}:{self._draw.randint(1, number)}"
         return Victim(self._environment, self._directory / "victim.log", kill)
 

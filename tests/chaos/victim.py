@@ -37,7 +37,15 @@ from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
 from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
 
-POINTS = ("after-claim", "after-inference", "after-ledger", "after-sink", "during-snapshot", "after-upsert")
+POINTS = (
+    "after-claim",
+    "after-inference",
+    "after-ledger",
+    "after-sink",
+    "during-snapshot",
+    "after-upsert",
+    "after-show",
+)
 SNAPSHOT_S = 0.02  # in which a kill "during the snapshot" falls: bytewax writes its rows within some milliseconds
 
 

@@ -1,8 +1,11 @@
 """The recovery directory."""
 
 import os
+import pickle
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,6 +33,39 @@ def test_a_flow_resumes_from_a_directory_that_was_left_and_entered_again(tmp_pat
         assert run(recovery, entries) == [1, 2]
     with RecoveryDirectory(tmp_path / "recovery") as recovery:
         assert run(recovery, entries) == [3]
+
+
+def counted(directory: Path, entries: list[str | TestingSource.EOF | TestingSource.ABORT]) -> list[tuple[str, int]]:
+    """One process: how often each word of `entries` has been read so far, by what the last one remembered."""
+    found: list[tuple[str, int]] = []
+    flow = Dataflow("words")
+    keyed = op.key_on("key", op.input("read", flow, TestingSource(entries)), lambda word: word)
+    counts = op.stateful_map("count", keyed, lambda count, _word: ((count or 0) + 1, (count or 0) + 1))
+    op.output("write", counts, TestingSink(found))
+    with RecoveryDirectory(directory) as recovery:
+        cluster_main(flow, [], 0, epoch_interval=timedelta(0), recovery_config=recovery.config())
+    return found
+
+
+def leave_unfinished(directory: Path, word: str, count: int) -> None:
+    """As a process does that has written an epoch's snapshots and is killed before it has written that it is over."""
+    for file in (directory / "snapshots").glob("part-*.sqlite3"):
+        with closing(sqlite3.connect(file)) as at, at:
+            rows = at.execute("SELECT step_id, max(snap_epoch) FROM snaps WHERE state_key = ?", (word,)).fetchone()
+            if rows[0] is not None:
+                row = (rows[0], word, rows[1] + 2, pickle.dumps(count))
+                at.execute("INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) VALUES (?, ?, ?, ?)", row)
+
+
+def test_what_a_killed_process_wrote_of_an_epoch_that_it_never_finished_is_forgotten(tmp_path: Path) -> None:
+    """Else the second process after it takes that for what the first one after it knew."""
+    entries: list[str | TestingSource.EOF | TestingSource.ABORT] = ["a", "b", TestingSource.EOF()]
+    assert counted(tmp_path, entries) == [("a", 1), ("b", 1)]
+    leave_unfinished(tmp_path, "a", 99)
+    entries += ["b"] * 5 + [TestingSource.ABORT()]  # killed as well, after a few epochs without that word
+    assert counted(tmp_path, entries)[-1] == ("b", 6)
+    entries += ["a"]
+    assert counted(tmp_path, entries)[-1] == ("a", 2)
 
 
 def test_a_new_directory_is_private(tmp_path: Path) -> None:
