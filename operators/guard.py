@@ -2,18 +2,21 @@
 
 Guarantee: what a limit stops makes no call until a person has approved it; then it goes on once, with the limit raised
 for its root. Whoever is rejected, or waits until the review expires, ends as a dead letter. A decision for what nobody
-stopped, or what is decided already, is counted and logged, and changes nothing.
+stopped, or what is decided already, is counted and logged, and changes nothing. Whether the request or its decision is
+read first, as after a crash, does not matter.
 
 A root is the first job of a chain; children name it. A chain of one, the usual request, is checked for its prompt's
 size alone and leaves no state, so its own prompt and job count only from its first child, or if it offers tools.
 
-State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of; and
-what waits for a decision. Dead letters: rejected by a reviewer; no decision in time.
+State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of; what
+waits for a decision; and decisions that came before their requests. Dead letters: rejected by a reviewer; no decision
+in time.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, cast
 from zlib import crc32
 
@@ -45,8 +48,10 @@ IGNORED = Counter("headrace_review_decisions_ignored_total", "Decisions for jobs
 
 BUCKETS = 1024  # keys of the state: one for many roots, since bytewax keeps some 800 bytes for each
 ROOTS = 256  # per bucket; beyond that the ones that were silent longest are forgotten
-COUNTED = DedupPolicy(remember_s=24 * 3600.0, bucket_ids=512)  # settlements, so that a repeat counts once
-SNAPSHOT_VERSION = 1
+COUNTED = DedupPolicy(remember_s=24 * 3600.0, bucket_ids=512)  # settlements and decisions, so that a repeat counts once
+EARLY_S = 600.0  # how long a decision waits for its request: after a crash both are read again, side by side
+EARLY = 100  # of them, per bucket
+SNAPSHOT_VERSION = 2  # 1 had no early decisions
 
 
 class RejectedByReviewer(Poison):
@@ -171,7 +176,7 @@ class _Held:
     plain: object = None
 
 
-_Snapshot = tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]], GenerationsSnapshot]
+_Snapshot = tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]], GenerationsSnapshot, list[tuple[float, str]]]
 
 _CODEC: TypeAdapter[Envelope[RequestSubmitted]] = TypeAdapter(Envelope[RequestSubmitted])
 
@@ -185,13 +190,14 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._clock = clock
         self._roots: dict[str, Root] = {}
         self._held: dict[str, _Held] = {}  # by review id
+        self._early: dict[tuple[str, str], tuple[float, ReviewDecided]] = {}  # by review and job: when it came
         self._counted = Generations(COUNTED, self._now())
         if resume is not None:
             self._restore(resume)
 
     def _restore(self, resume: _Snapshot) -> None:
-        version, roots, held, counted = resume
-        if version != SNAPSHOT_VERSION:
+        version, roots, held, counted, *early = resume
+        if version not in {1, SNAPSHOT_VERSION}:
             raise Fatal(
                 f"{self._name}: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it"
             )
@@ -206,6 +212,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                     "with the release that wrote it"
                 ) from error
             self._held[review_id] = _Held(key, envelope, limit, value, expires_at, plain)
+        for at, decision in chain.from_iterable(early):
+            decided = ReviewDecided.model_validate_json(decision)
+            self._early[decided.review_id, decided.job_id] = at, decided
 
     def _now(self) -> float:
         return self._clock().timestamp()
@@ -225,7 +234,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return emitted, self._is_empty
 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
-        """Give up what nobody has decided."""
+        """Give up what nobody has decided, and decisions for what nobody has stopped."""
         now = self._now()
         emitted: list[tuple[str, object]] = []
         for review_id in [each for each, held in self._held.items() if held.expires_at <= now]:
@@ -233,11 +242,13 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             days = self._policy.review_s / 86_400
             error = GaveUp(f"nobody has decided its review within {days:g} days ({held.limit})")
             emitted.append((held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)))
+        for early in [each for each, (at, _) in self._early.items() if at + EARLY_S <= now]:
+            self._ignore(self._early.pop(early)[1])
         return emitted, self._is_empty
 
     @property
     def _is_empty(self) -> bool:
-        return not self._roots and not self._held
+        return not self._roots and not self._held and not self._early
 
     def _root(self, root_id: str, now: float) -> Root:
         root = self._roots.pop(root_id, None) or Root(now, now)
@@ -284,16 +295,22 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 ),
             )
         yield key, self._status(envelope, JobState.AWAITING_REVIEW, f"stopped: {reason}", needs_review=True)
+        early = self._early.pop((review_id, request.job_id), None)
+        if early is not None:
+            yield from self._decide(early[1], now)
 
     def _decide(self, decided: ReviewDecided, now: float) -> Iterator[tuple[str, object]]:
         held = self._held.get(decided.review_id)
+        if held is None and digest_of(decided.review_id) not in self._counted:
+            self._early.setdefault((decided.review_id, decided.job_id), (now, decided))  # the first one counts
+            if len(self._early) > EARLY:
+                self._ignore(self._early.pop(next(iter(self._early)))[1])
+            return
         if held is None or held.envelope.job.job_id != decided.job_id:
-            IGNORED.inc()
-            log.warning(
-                "decision ignored: the job does not wait for it", job_id=decided.job_id, review_id=decided.review_id
-            )
+            self._ignore(decided)
             return
         del self._held[decided.review_id]
+        self._counted.add(digest_of(decided.review_id), now)
         by = f" by {decided.reviewer}" if decided.reviewer else ""
         note = f": {decided.note}" if decided.note else ""
         if decided.decision == "reject":
@@ -305,6 +322,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         root.raised[held.limit] = max(decided.allowed or 0, held.value, root.raised.get(held.limit, 0))
         yield held.key, self._status(held.envelope, JobState.RUNNING, f"approved{by}{note}")
         yield from self._check(held.key, held.envelope, now)
+
+    def _ignore(self, decided: ReviewDecided) -> None:
+        IGNORED.inc()
+        log.warning(
+            "decision ignored: the job does not wait for it", job_id=decided.job_id, review_id=decided.review_id
+        )
 
     def _status(
         self, envelope: Envelope[RequestSubmitted], state: JobState, detail: str, *, needs_review: bool = False
@@ -324,9 +347,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             del self._roots[root_id]
 
     def notify_at(self) -> datetime | None:
-        if not self._held:
-            return None
-        return at_unix(min(held.expires_at for held in self._held.values()) + 0.001)
+        moments = [held.expires_at for held in self._held.values()]
+        moments += [at + EARLY_S for at, _ in self._early.values()]
+        return at_unix(min(moments) + 0.001) if moments else None
 
     def snapshot(self) -> _Snapshot:
         for held in self._held.values():
@@ -343,7 +366,8 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             (review_id, held.key, held.plain, held.limit, held.value, held.expires_at)
             for review_id, held in self._held.items()
         ]
-        return SNAPSHOT_VERSION, roots, waiting, self._counted.snapshot
+        early = [(at, decided.model_dump_json()) for at, decided in self._early.values()]
+        return SNAPSHOT_VERSION, roots, waiting, self._counted.snapshot, early
 
 
 _Keyed = KeyedStream[Envelope[Any]]

@@ -11,9 +11,12 @@ from bytewax.testing import run_main
 from connectors.kafka.port import Topics
 from operators.dead_letter import dead_letter
 from operators.decode import consume
-from operators.guard import GuardPolicy, Root, guard, is_plain
+from operators.envelope import Envelope, job_of
+from operators.guard import EARLY_S, GuardPolicy, Root, _Bucket, guard, is_plain
 from operators.produce import produce
 from operators.runtime import Runtime
+from schemas.dead_letter import DeadLetter
+from schemas.event import JobEvent
 from schemas.requests import RequestSubmitted, Tool
 from schemas.reviews import ReviewDecided, ReviewRequested
 from schemas.usage import TokensUsed
@@ -77,6 +80,82 @@ def test_a_request_alone_leaves_no_trace_and_one_with_tools_or_a_parent_does() -
     assert not is_plain(RequestSubmitted(job_id="j", prompt="Why?", tools=(Tool(name="search"),)), POLICY)
     assert not is_plain(RequestSubmitted(job_id="j", prompt="x" * 51), POLICY)
     assert not is_plain(child(1), POLICY)
+
+
+class Hand:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = T0
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def move(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+class Judge:
+    """One bucket of roots: events in, and what it says, in the order in which a test wants them read."""
+
+    def __init__(self, policy: GuardPolicy = POLICY) -> None:
+        self.clock = Hand()
+        self._policy = policy
+        self.restart(None)
+
+    def restart(self, snapshot: Any) -> None:
+        self.bucket = _Bucket("guard", self._policy, self.clock, snapshot)
+
+    def read(self, *events: JobEvent, offset: int = 0) -> list[object]:
+        envelopes = [Envelope(job_of(each), each, record(each, offset=offset), T0) for each in events]
+        return [item for _, item in self.bucket.on_batch([(each.job.job_id, each) for each in envelopes])[0]]
+
+    def review(self, event: JobEvent, offset: int = 0) -> ReviewRequested:
+        (review,) = (each for each in self.read(event, offset=offset) if isinstance(each, ReviewRequested))
+        return review
+
+
+def decided(review: ReviewRequested, decision: str = "approve", **fields: Any) -> ReviewDecided:
+    least = {name: getattr(review, name) for name in ("job_id", "tenant", "review_id", "root_job_id")}
+    return ReviewDecided.model_validate(least | {"decision": decision} | fields)
+
+
+def gone_on(said: list[object]) -> list[str]:
+    return [each.body.job_id for each in said if isinstance(each, Envelope)]
+
+
+def test_a_decision_that_is_read_before_its_request_holds_as_after_a_crash_and_a_restart_between_them() -> None:
+    judge = Judge()
+    review = judge.review(child(1, depth=7))
+    judge.restart(None)
+    assert judge.read(decided(review), decided(review, "reject")) == []
+    judge.restart(judge.bucket.snapshot())
+    assert gone_on(judge.read(child(1, depth=7))) == ["c1"]
+    judge.restart(None)
+    judge.read(decided(review, "reject", note="no"))
+    letters = [each for each in judge.read(child(1, depth=7)) if isinstance(each, DeadLetter)]
+    assert [each.message for each in letters] == ["rejected: no"]
+
+
+def test_early_decisions_are_forgotten_after_a_while_and_leave_nothing() -> None:
+    judge = Judge()
+    review = judge.review(child(1, depth=7))
+    judge.restart(None)
+    judge.read(decided(review), decided(review, job_id="another"))
+    due = judge.bucket.notify_at()
+    assert due is not None
+    assert due - T0 <= timedelta(seconds=EARLY_S + 1)
+    judge.clock.move(seconds=EARLY_S)
+    assert judge.bucket.on_notify() == ([], True)
+    assert judge.bucket.notify_at() is None
+
+
+def test_a_former_snapshot_without_early_decisions_is_read() -> None:
+    judge = Judge()
+    review = judge.review(child(1, depth=7))
+    _, *former, _ = judge.bucket.snapshot()
+    judge.restart((1, *former))
+    assert gone_on(judge.read(decided(review))) == ["c1"]
 
 
 class Clock:
