@@ -141,7 +141,7 @@ def told(review: Review, now: datetime) -> Iterator[str]:
         until = "" if stopped.expires_at is None else f", until {at(stopped.expires_at)} UTC"
         yield f"Decide{until}:"
         short = stopped.review_id[:SHORT]
-        yield f"  headrace reviews approve {short}    (the limit {stopped.limit} becomes {stopped.value})"
+        yield f"  headrace reviews approve {short}    (the limit {stopped.limit} becomes {stopped.value} at least)"
         yield f"  headrace reviews reject {short} --note WHY"
 
 

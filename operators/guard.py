@@ -1,7 +1,8 @@
 """Stop what runs away, and ask a person: the depth, age, number, tokens and repeats of jobs under one root job.
 
-Guarantee: what a limit stops makes no call until a person has approved it; then it goes on once, with the limit raised
-for its root. Whoever is rejected, or waits until the review expires, ends as a dead letter. A decision for what nobody
+Guarantee: what a limit stops makes no call until a person has approved it; then it passes that limit and those before
+it, in the order of `_REASONS`, however long that took; and the limit is raised for its root, to what the job needs by
+then at least. Whoever is rejected, or waits until the review expires, ends as a dead letter. A decision for what nobody
 stopped, or what is decided already, is counted and logged, and changes nothing. Whether the request or its decision is
 read first, as after a crash, does not matter.
 
@@ -86,11 +87,11 @@ class GuardPolicy:
 
 _REASONS: dict[Limit, str] = {
     "depth": "this would be inference {value} one after the other, and {allowed} are allowed",
-    "age": "its root job has been running for {value} s, and {allowed} s are allowed",
-    "jobs": "this would be job {value} under its root, and {allowed} are allowed",
-    "tokens": "the jobs under its root have used {value} tokens, and {allowed} are allowed",
-    "repeats": "this would be the same conversation for the {value}. time under its root, and {allowed} are allowed",
     "prompt_size": "its prompt has {value} characters, and {allowed} are allowed",
+    "jobs": "this would be job {value} under its root, and {allowed} are allowed",
+    "repeats": "this would be the same conversation for the {value}. time under its root, and {allowed} are allowed",
+    "tokens": "the jobs under its root have used {value} tokens, and {allowed} are allowed",
+    "age": "its root job has been running for {value} s, and {allowed} s are allowed",
 }
 
 
@@ -105,11 +106,11 @@ class Root:
     prompts: dict[bytes, list[str]] = field(default_factory=dict)  # by digest: who has asked it
     raised: dict[Limit, int] = field(default_factory=dict)  # by reviewers
 
-    def exceeded(self, request: RequestSubmitted, policy: GuardPolicy, now: float) -> tuple[Limit, int, int] | None:
-        """The first limit that the request would break: its name, what it would be, and what is allowed."""
+    def values(self, request: RequestSubmitted, now: float) -> dict[Limit, int]:
+        """What the request would make of each limit."""
         asked_by = self.prompts.get(prompt_digest(request), [])
         turn = _turn(request)
-        values: dict[Limit, int] = {
+        return {
             "depth": request.depth + 1,
             "prompt_size": request.prompt_chars,
             "jobs": len(self.jobs) + (request.job_id not in self.jobs),
@@ -117,7 +118,15 @@ class Root:
             "tokens": self.tokens,
             "age": int(now - self.first_seen),
         }
-        for limit, value in values.items():
+
+    def exceeded(
+        self, request: RequestSubmitted, policy: GuardPolicy, now: float, approved: Limit | None = None
+    ) -> tuple[Limit, int, int] | None:
+        """The first limit after `approved` that the request would break: its name, the value, and what is allowed."""
+        values = self.values(request, now)
+        ahead = list(_REASONS)
+        for limit in ahead if approved is None else ahead[ahead.index(approved) + 1 :]:
+            value = values[limit]
             allowed = max(policy.of(limit), self.raised.get(limit, 0))
             if value > allowed:
                 return limit, value, allowed
@@ -260,10 +269,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         if used.tokens and self._counted.add(digest_of(used.admission_id), now):
             self._root(used.root_job_id, now).tokens += used.tokens
 
-    def _check(self, key: str, envelope: Envelope[RequestSubmitted], now: float) -> Iterator[tuple[str, object]]:
+    def _check(
+        self, key: str, envelope: Envelope[RequestSubmitted], now: float, approved: Limit | None = None
+    ) -> Iterator[tuple[str, object]]:
         request = envelope.body
         root = self._root(request.root, now)
-        exceeded = root.exceeded(request, self._policy, now)
+        exceeded = root.exceeded(request, self._policy, now, approved)
         if exceeded is None:
             root.add(request, now)
             yield key, envelope
@@ -318,10 +329,11 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             yield held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)
             return
         root = self._root(held.envelope.body.root, now)
-        # At least what the job needs: it was approved.
-        root.raised[held.limit] = max(decided.allowed or 0, held.value, root.raised.get(held.limit, 0))
+        # At least what the job needs by now, which time and siblings have changed: it was approved.
+        needed = max(held.value, root.values(held.envelope.body, now)[held.limit])
+        root.raised[held.limit] = max(decided.allowed or 0, needed, root.raised.get(held.limit, 0))
         yield held.key, self._status(held.envelope, JobState.RUNNING, f"approved{by}{note}")
-        yield from self._check(held.key, held.envelope, now)
+        yield from self._check(held.key, held.envelope, now, held.limit)
 
     def _ignore(self, decided: ReviewDecided) -> None:
         IGNORED.inc()

@@ -158,6 +158,35 @@ def test_a_former_snapshot_without_early_decisions_is_read() -> None:
     assert gone_on(judge.read(decided(review))) == ["c1"]
 
 
+def test_an_approved_job_goes_on_however_long_the_decision_took() -> None:
+    judge = Judge()
+    judge.read(child(1))
+    judge.clock.move(seconds=101)
+    review = judge.review(child(2))
+    judge.clock.move(seconds=30)
+    assert review.limit == "age"
+    assert gone_on(judge.read(decided(review))) == ["c2"]
+
+
+def test_each_of_several_approved_siblings_goes_on_and_the_next_one_is_stopped() -> None:
+    judge = Judge()
+    judge.read(*(child(n) for n in range(4)))
+    reviews = [judge.review(child(n)) for n in (4, 5, 6)]
+    assert [gone_on(judge.read(decided(review))) for review in reviews] == [["c4"], ["c5"], ["c6"]]
+    assert judge.review(child(7)).value == 8
+
+
+def test_what_two_limits_stop_is_asked_for_twice_and_never_again_for_the_first() -> None:
+    judge = Judge()
+    judge.read(child(1), TokensUsed(job_id="c1", root_job_id="root", admission_id="a", model="m", prompt_tokens=1001))
+    judge.clock.move(seconds=101)
+    first = judge.review(child(2))
+    (second,) = (each for each in judge.read(decided(first)) if isinstance(each, ReviewRequested))
+    judge.read(TokensUsed(job_id="c1", root_job_id="root", admission_id="b", model="m", prompt_tokens=1))
+    assert (first.limit, second.limit) == ("tokens", "age")
+    assert gone_on(judge.read(decided(second))) == ["c2"]
+
+
 class Clock:
     """Moves on with each look."""
 
