@@ -7,7 +7,8 @@ stopped, or what is decided already, is counted and logged, and changes nothing.
 read first, as after a crash, does not matter.
 
 A root is the first job of a chain; children name it. A chain of one, the usual request, is checked for its prompt's
-size alone and leaves no state, so its own prompt and job count only from its first child, or if it offers tools.
+size alone and leaves no state, so what it asks and uses before its first child counts only if it offers tools
+(after a crash, what it used counts only if that is read after the request).
 
 State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of; what
 waits for a decision; and decisions that came before their requests. Dead letters: rejected by a reviewer; no decision
@@ -266,7 +267,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return root
 
     def _count(self, used: TokensUsed, now: float) -> None:
-        if used.tokens and self._counted.add(digest_of(used.admission_id), now):
+        # The usage of a child may be read before the child, as after a crash; that of a chain of one makes no root.
+        known = used.root_job_id in self._roots or used.root_job_id != used.job_id
+        if used.tokens and known and self._counted.add(digest_of(used.admission_id), now):
             self._root(used.root_job_id, now).tokens += used.tokens
 
     def _check(

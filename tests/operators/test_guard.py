@@ -187,6 +187,22 @@ def test_what_two_limits_stop_is_asked_for_twice_and_never_again_for_the_first()
     assert gone_on(judge.read(decided(second))) == ["c2"]
 
 
+def test_the_usage_of_requests_alone_leaves_no_state_and_makes_no_room_for_a_chain() -> None:
+    judge = Judge(GuardPolicy(max_jobs=1))
+    alone = [TokensUsed(job_id=f"p{n}", root_job_id=f"p{n}", admission_id=f"p{n}", prompt_tokens=1) for n in range(300)]
+    judge.read(*alone)
+    assert judge.bucket.snapshot()[1] == []
+    judge.read(child(1))
+    judge.read(*alone)
+    assert judge.review(child(2)).limit == "jobs"
+
+
+def test_usage_under_a_root_counts_also_if_it_is_read_before_the_requests() -> None:
+    judge = Judge()
+    judge.read(TokensUsed(job_id="c1", root_job_id="root", admission_id="a", model="m", prompt_tokens=1001))
+    assert judge.review(child(1)).limit == "tokens"
+
+
 class Clock:
     """Moves on with each look."""
 
@@ -232,15 +248,14 @@ def test_what_is_stopped_waits_with_its_reason_and_its_chain_and_a_duplicate_of_
     assert all(status.needs_review for status in topics.statuses())
 
 
-def test_tokens_used_anywhere_under_a_root_count_once_each(runtime_on: MakeRuntime) -> None:
+def test_tokens_used_anywhere_under_a_root_count_once_each() -> None:
+    judge = Judge()
     spent = [
         TokensUsed(job_id="root", root_job_id="root", admission_id=name, model="m", prompt_tokens=600)
         for name in ("a", "b", "b")
     ]
-    topics = run(runtime_on, *spent, child(1))
-    # Topics are read side by side; the child may be first, and then goes on.
-    stopped = [ReviewRequested.model_validate(each).value for each in topics.on("reviews.requested")]
-    assert stopped in ([], [1200])
+    judge.read(child(1), *spent)
+    assert judge.review(child(2)).value == 1200
 
 
 def test_a_review_that_nobody_decides_ends_its_job(runtime_on: MakeRuntime) -> None:
