@@ -10,9 +10,9 @@ A root is the first job of a chain; children name it. A chain of one, the usual 
 size alone and leaves no state, so what it asks and uses before its first child counts only if it offers tools
 (after a crash, what it used counts only if that is read after the request).
 
-State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of; what
-waits for a decision; and decisions that came before their requests. Dead letters: rejected by a reviewer; no decision
-in time.
+State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of, or
+while something of it waits; what waits for a decision; and decisions that came before their requests. Dead letters:
+rejected by a reviewer; no decision in time.
 """
 
 from collections.abc import Callable, Iterator
@@ -355,11 +355,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def _forget(self, now: float) -> None:
         """Roots that have been silent for long, the oldest first; not those of which something waits."""
         silent_since = now - self._policy.remember_s
-        while self._roots:
-            root_id, root = next(iter(self._roots.items()))
+        waited_for = {held.envelope.body.root for held in self._held.values()}
+        for root_id, root in list(self._roots.items()):
             if root.last_seen > silent_since and len(self._roots) <= ROOTS:
                 return
-            del self._roots[root_id]
+            if root_id not in waited_for:
+                del self._roots[root_id]
 
     def notify_at(self) -> datetime | None:
         moments = [held.expires_at for held in self._held.values()]

@@ -203,6 +203,23 @@ def test_usage_under_a_root_counts_also_if_it_is_read_before_the_requests() -> N
     assert judge.review(child(1)).limit == "tokens"
 
 
+def test_a_root_is_remembered_while_something_of_it_waits_and_forgotten_afterwards() -> None:
+    judge = Judge(GuardPolicy(max_jobs=1, remember_s=100.0))
+    judge.read(child(1))
+    review = judge.review(child(2))
+    judge.clock.move(seconds=101)
+    other = {"parent_job_id": "other", "root_job_id": "other"}
+    judge.read(child(3, **other))
+    assert judge.review(child(4)).value == 2
+    judge.read(*(child(n, parent_job_id=f"r{n}", root_job_id=f"r{n}") for n in range(5, 300)))
+    assert judge.review(child(300)).value == 2
+    for held in judge.bucket.snapshot()[2]:
+        judge.read(decided(review, "reject", review_id=held[0], job_id=held[1]))
+    judge.clock.move(seconds=101)
+    judge.read(child(3, **other))
+    assert [root_id for root_id, *_ in judge.bucket.snapshot()[1]] == ["other"]
+
+
 class Clock:
     """Moves on with each look."""
 
