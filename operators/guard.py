@@ -12,7 +12,7 @@ size alone and leaves no state, so what it asks and uses before its first child 
 
 State: hash buckets of roots, each with its jobs, prompts and tokens, for `remember_s` after it was last heard of, or
 while something of it waits; what waits for a decision; and decisions that came before their requests. Dead letters:
-rejected by a reviewer; no decision in time.
+rejected by a reviewer; no decision in time; stopped while `max_waiting` others wait.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,6 +71,7 @@ class GuardPolicy:
     max_repeats: int = 3  # of one conversation, word for word
     max_prompt_chars: int = 50_000
     review_s: float = 7 * 24 * 3600.0  # how long a person has
+    max_waiting: int = 50  # of one tenant's, per bucket: each holds its whole request, up to 1 MB
     remember_s: float = 2 * 24 * 3600.0
 
     def of(self, limit: Limit) -> int:
@@ -286,6 +287,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         review_id = derive_id("review", _turn(request), limit, str(allowed), str(redrives(envelope.record.headers)))
         reason = _REASONS[limit].format(value=value, allowed=allowed)
         if review_id not in self._held:
+            waiting = sum(held.envelope.job.tenant == request.tenant for held in self._held.values())
+            if waiting >= self._policy.max_waiting and (review_id, request.job_id) not in self._early:
+                full = f"stopped: {reason}; {waiting} jobs of its tenant wait for a review already"
+                error = GaveUp(f"{full}: decide those, then redrive this one")
+                yield key, bury(envelope.job, envelope.record, error, step=self._name)
+                return
             STOPPED.labels(limit).inc()
             expires_at = now + self._policy.review_s
             self._held[review_id] = _Held(key, envelope, limit, value, expires_at)

@@ -220,6 +220,17 @@ def test_a_root_is_remembered_while_something_of_it_waits_and_forgotten_afterwar
     assert [root_id for root_id, *_ in judge.bucket.snapshot()[1]] == ["other"]
 
 
+def test_no_more_than_max_waiting_jobs_of_a_tenant_wait_and_the_next_ends_with_the_reason() -> None:
+    judge = Judge(GuardPolicy(max_depth=3, max_waiting=2))
+    first, _ = (judge.review(child(n, depth=7)) for n in (1, 2))
+    (letter,) = (each for each in judge.read(child(3, depth=7)) if isinstance(each, DeadLetter))
+    assert "inference 8" in letter.message
+    assert "2 jobs of its tenant wait for a review already: decide those" in letter.message
+    assert judge.review(child(4, depth=7, tenant="another")).job_id == "c4"
+    judge.read(decided(first, "reject"))
+    assert judge.review(child(3, depth=7)).job_id == "c3"
+
+
 class Clock:
     """Moves on with each look."""
 
