@@ -91,7 +91,10 @@ class RequestSubmitted(JobEvent):
     deadline_at: Timestamp | None = Field(default=None, description="After this the answer is of no use.")
     depth: Annotated[int, Field(ge=0)] = Field(default=0, description="How many inferences led to this one.")
     parent_job_id: Identifier | None = Field(default=None, description="The job that asked for this one.")
-    root_job_id: Identifier | None = Field(default=None, description="The job at the top of the chain.")
+    root_job_id: Identifier | None = Field(
+        default=None,
+        description="The job at the top of the chain; may be absent beside a parent if `depth` is 1: it is the parent.",
+    )
     callback_url: str | None = Field(default=None, max_length=2048, description="Where to post the result.")
     submitted_at: Timestamp = Field(default_factory=utc_now, description="When it was submitted.")
 
@@ -112,6 +115,13 @@ class RequestSubmitted(JobEvent):
         size = self.prompt_chars
         if size > PROMPT_MAX_CHARS:
             raise ValueError(f"the prompt has {size} characters; the limit is {PROMPT_MAX_CHARS}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_root(self) -> Self:
+        """Limits are per root: a chain that names parents alone would be under a new one at each step."""
+        if self.parent_job_id is not None and self.root_job_id is None and self.depth != 1:
+            raise ValueError("parent_job_id without root_job_id: name the root too, or say depth 1 if the parent is it")
         return self
 
     @property

@@ -109,6 +109,8 @@ def test_a_message_without_headers_is_accepted_by_its_topic() -> None:
         ({"prompt": "x", "kind": "poem"}, "kind: Input should be 'answer' or 'generate'"),
         ({}, "exactly one of prompt and messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
+        ({"prompt": "x", "parent_job_id": "p"}, "parent_job_id without root_job_id: name the root too"),
+        ({"prompt": "x", "parent_job_id": "p", "depth": 2}, "parent_job_id without root_job_id: name the root too"),
     ],
 )
 def test_a_bad_request_is_refused_with_its_reason(payload: dict[str, object], says: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import run_main
+from pydantic import ValidationError
 
 from connectors.kafka.port import Topics
 from operators.dead_letter import dead_letter
@@ -229,6 +230,14 @@ def test_no_more_than_max_waiting_jobs_of_a_tenant_wait_and_the_next_ends_with_t
     assert judge.review(child(4, depth=7, tenant="another")).job_id == "c4"
     judge.read(decided(first, "reject"))
     assert judge.review(child(3, depth=7)).job_id == "c3"
+
+
+def test_a_chain_that_names_parents_only_cannot_have_a_new_root_at_each_step() -> None:
+    first = {"job_id": "c1", "parent_job_id": "root", "prompt": "Why?"}
+    assert RequestSubmitted.model_validate(first | {"depth": 1}).root == "root"
+    for depth in (0, 2, 3):
+        with pytest.raises(ValidationError, match="parent_job_id without root_job_id"):
+            RequestSubmitted.model_validate(first | {"depth": depth})
 
 
 class Clock:
