@@ -35,7 +35,6 @@ from operators.envelope import Envelope
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
-from schemas.dead_letter import redrives
 from schemas.errors import Fatal, GaveUp, Poison
 from schemas.event import at_unix, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
@@ -284,9 +283,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             yield key, envelope
             return
         limit, value, allowed = exceeded
-        review_id = derive_id("review", _turn(request), limit, str(allowed), str(redrives(envelope.record.headers)))
+        record = envelope.record
+        origin = f"{record.topic}/{record.partition}/{record.offset}"
+        # Of the message: a replay of it asks the same, and a job that is sent again, or redriven, asks anew.
+        review_id = derive_id("review", _turn(request), limit, origin)
         reason = _REASONS[limit].format(value=value, allowed=allowed)
-        if review_id not in self._held:
+        if not self._waits(request, limit):
             waiting = sum(held.envelope.job.tenant == request.tenant for held in self._held.values())
             if waiting >= self._policy.max_waiting and (review_id, request.job_id) not in self._early:
                 full = f"stopped: {reason}; {waiting} jobs of its tenant wait for a review already"
@@ -296,7 +298,6 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             STOPPED.labels(limit).inc()
             expires_at = now + self._policy.review_s
             self._held[review_id] = _Held(key, envelope, limit, value, expires_at)
-            record = envelope.record
             yield (
                 key,
                 ReviewRequested(
@@ -311,7 +312,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                     depth=request.depth,
                     ancestors=root.ancestors(request),
                     prompt_chars=request.prompt_chars,
-                    origin=f"{record.topic}/{record.partition}/{record.offset}",
+                    origin=origin,
                     expires_at=at_unix(expires_at),
                 ),
             )
@@ -344,6 +345,13 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         root.raised[held.limit] = max(decided.allowed or 0, needed, root.raised.get(held.limit, 0))
         yield held.key, self._status(held.envelope, JobState.RUNNING, f"approved{by}{note}")
         yield from self._check(held.key, held.envelope, now, held.limit)
+
+    def _waits(self, request: RequestSubmitted, limit: Limit) -> bool:
+        """Whether the same turn of the job waits already, by whichever message."""
+        return any(
+            (held.limit, held.envelope.job.tenant, _turn(held.envelope.body)) == (limit, request.tenant, _turn(request))
+            for held in self._held.values()
+        )
 
     def _ignore(self, decided: ReviewDecided) -> None:
         IGNORED.inc()

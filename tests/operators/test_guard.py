@@ -232,6 +232,15 @@ def test_no_more_than_max_waiting_jobs_of_a_tenant_wait_and_the_next_ends_with_t
     assert judge.review(child(3, depth=7)).job_id == "c3"
 
 
+def test_a_rejected_job_that_is_sent_again_is_another_review_and_a_replay_of_a_message_is_the_same() -> None:
+    judge = Judge()
+    first = judge.review(child(1, depth=7), offset=5)
+    judge.read(decided(first, "reject"))
+    again = judge.review(child(1, depth=7), offset=9)
+    judge.restart(None)
+    assert judge.review(child(1, depth=7), offset=9).review_id == again.review_id != first.review_id
+
+
 def test_a_chain_that_names_parents_only_cannot_have_a_new_root_at_each_step() -> None:
     first = {"job_id": "c1", "parent_job_id": "root", "prompt": "Why?"}
     assert RequestSubmitted.model_validate(first | {"depth": 1}).root == "root"
