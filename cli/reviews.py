@@ -13,19 +13,54 @@ from cli.configuration import bootstrap_of, settings_for
 from cli.dlq import terminal_columns
 from cli.logs import configure_logs
 from cli.text import at, columns, printable
+from connectors.kafka.dead_letters import PREFIX_CHARS
 from connectors.kafka.reviews import Review, read_prompt, read_reviews
 from connectors.kafka.sink import ReliableProducer
 from connectors.settings import Settings
 from operators.produce import outgoing
 from schemas.errors import Fatal, HeadraceError
 from schemas.event import utc_now
-from schemas.reviews import ReviewDecided
+from schemas.reviews import NOTE_MAX_CHARS, REVIEWER_MAX_CHARS, ReviewDecided
 
 SHORT = 8
 """Characters of an id that lists show; any prefix that names one review will do."""
 
 
 DONE = {"approve": "approved", "reject": "rejected"}
+
+
+class ReviewId(click.ParamType[str]):
+    """A review's id, or its beginning."""
+
+    name = "ID"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refused if it is so short that it may name a review by chance."""
+        text = str(value)
+        if len(text) < PREFIX_CHARS:
+            self.fail(
+                f"{text!r}: give a review's id, or at least the first {PREFIX_CHARS} characters of one; "
+                "see: headrace reviews list",
+                param,
+                ctx,
+            )
+        return text
+
+
+class ShortText(click.ParamType[str]):
+    """A text that fits into the event."""
+
+    name = "TEXT"
+
+    def __init__(self, max_chars: int) -> None:
+        self._max_chars = max_chars
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refused if it is too long."""
+        text = str(value)
+        if len(text) > self._max_chars:
+            self.fail(f"{len(text)} characters; at most {self._max_chars}", param, ctx)
+        return text
 
 
 @click.group()
@@ -97,7 +132,7 @@ def table(shown: Sequence[Review], now: datetime, *, width: int) -> Iterator[str
 
 
 @reviews.command()
-@click.argument("review_id", metavar="ID")
+@click.argument("review_id", metavar="ID", type=ReviewId())
 @click.option("--prompt", "with_prompt", is_flag=True, help="Show the conversation as well.")
 @_bootstrap
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -146,10 +181,10 @@ def told(review: Review, now: datetime) -> Iterator[str]:
 
 
 @reviews.command()
-@click.argument("review_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("review_ids", metavar="ID...", type=ReviewId(), nargs=-1, required=True)
 @click.option("--allowed", type=click.IntRange(0), help="The limit from now on; default: what the job needs.")
-@click.option("--note", help="Why; becomes part of the job's story.")
-@click.option("--reviewer", help="Who decides; default: the login name.")
+@click.option("--note", type=ShortText(NOTE_MAX_CHARS), help="Why; becomes part of the job's story.")
+@click.option("--reviewer", type=ShortText(REVIEWER_MAX_CHARS), help="Who decides; default: the login name.")
 @_bootstrap
 def approve(
     review_ids: tuple[str, ...], allowed: int | None, note: str | None, reviewer: str | None, bootstrap: str | None
@@ -159,9 +194,9 @@ def approve(
 
 
 @reviews.command()
-@click.argument("review_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--note", required=True, help="Why; becomes part of the job's story.")
-@click.option("--reviewer", help="Who decides; default: the login name.")
+@click.argument("review_ids", metavar="ID...", type=ReviewId(), nargs=-1, required=True)
+@click.option("--note", type=ShortText(NOTE_MAX_CHARS), required=True, help="Why; becomes part of the job's story.")
+@click.option("--reviewer", type=ShortText(REVIEWER_MAX_CHARS), help="Who decides; default: the login name.")
 @_bootstrap
 def reject(review_ids: tuple[str, ...], note: str, reviewer: str | None, bootstrap: str | None) -> None:
     """End jobs."""

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.event import Identifier, JobEvent, Timestamp, derive_id, utc_now
 
+NOTE_MAX_CHARS = 2000
+REVIEWER_MAX_CHARS = 256
+
 Limit = Literal["depth", "age", "jobs", "tokens", "repeats", "prompt_size"]
 
 
@@ -55,8 +58,10 @@ class ReviewDecided(JobEvent):
         default=None,
         description="With `approve`: the limit for this root from now on; what this job needs is the least.",
     )
-    note: str | None = Field(default=None, max_length=2000, description="Why; becomes part of the job's status.")
-    reviewer: str | None = Field(default=None, max_length=256, description="Who decided.")
+    note: str | None = Field(
+        default=None, max_length=NOTE_MAX_CHARS, description="Why; becomes part of the job's status."
+    )
+    reviewer: str | None = Field(default=None, max_length=REVIEWER_MAX_CHARS, description="Who decided.")
     decided_at: Timestamp = Field(default_factory=utc_now, description="When.")
 
     @property

@@ -1,6 +1,6 @@
 """The reviews that the topics know, and what became of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -21,7 +21,7 @@ E = TypeVar("E", bound=JobEvent)
 
 @dataclass(frozen=True)
 class Review:
-    """One stop of a job, and the decision that counts: the first."""
+    """One stop of a job, and the first decision for it, which counts."""
 
     requested: ReviewRequested
     decided: ReviewDecided | None = None
@@ -37,12 +37,20 @@ class Review:
 def read_reviews(bootstrap: str, config: Mapping[str, str] | None = None) -> list[Review]:
     """All reviews, the oldest first. Raises Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
     with TopicReader(bootstrap, config) as reader:
-        requested = _events(reader, ReviewRequested)
-        decided: dict[str, ReviewDecided] = {}
-        for decision in sorted(_events(reader, ReviewDecided), key=lambda each: each.decided_at):
-            decided.setdefault(decision.review_id, decision)
-    reviews = {each.review_id: Review(each, decided.get(each.review_id)) for each in requested}
+        return reviews_of(_events(reader, ReviewRequested), _events(reader, ReviewDecided))
+
+
+def reviews_of(requested: Iterable[ReviewRequested], decisions: Iterable[ReviewDecided]) -> list[Review]:
+    """Each stop with its decision, the oldest first; a decision that names another job is none, as for the guard."""
+    decided: dict[tuple[str, str, str], ReviewDecided] = {}
+    for decision in sorted(decisions, key=lambda each: each.decided_at):
+        decided.setdefault(_named(decision), decision)
+    reviews = {each.review_id: Review(each, decided.get(_named(each))) for each in requested}
     return sorted(reviews.values(), key=lambda each: (each.requested.requested_at, each.requested.review_id))
+
+
+def _named(event: ReviewRequested | ReviewDecided) -> tuple[str, str, str]:
+    return event.review_id, event.job_id, event.root_job_id
 
 
 def read_prompt(bootstrap: str, config: Mapping[str, str] | None, requested: ReviewRequested) -> str | None:
