@@ -2,7 +2,7 @@
 
 Guarantee: the sum over the last versions of all windows of one length is the sum over all events, exactly, in whatever
 order they come, across crashes, restarts and deploys, if each event comes once (`operators.dedup` in front sees to it).
-A version grows with what its window holds, so that none written before a crash holds over a fuller one written after it.
+A version grows with what its window holds, so that none from before a crash holds over a fuller one from after it.
 A late event makes a new version of its window. The end of input closes nothing: a deploy is no end of an hour.
 
 State, per tenant: the windows of the last 32 days, one more than events are kept. Dead letters: events that are older;
