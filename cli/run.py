@@ -97,7 +97,7 @@ def run_flows(
             topics = KafkaTopics(producer, settings, name, stop, pressure)
             runtime = Runtime(topics, loop, stop, pressure, connectors.circuits)
             flow = build(name, runtime, connectors, settings)
-            runs.append(_Run(name, flow, directories[name], settings, stop))
+            runs.append(_Run(name, flow, directories[name], settings, runtime))
         settle_memory()
         for each in runs:
             each.thread.start()
@@ -128,12 +128,17 @@ def _recovery(name: str, settings: Settings) -> RecoveryDirectory:
 class _Run:
     """One flow in a thread of its own."""
 
-    def __init__(self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, stop: Stop) -> None:
+    def __init__(
+        self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, runtime: Runtime
+    ) -> None:
         self.failure: Exception | None = None
-        self.thread = Thread(target=self._run, name=name, args=(name, flow, recovery, settings, stop))
+        self.thread = Thread(target=self._run, name=name, args=(name, flow, recovery, settings, runtime))
 
-    def _run(self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, stop: Stop) -> None:
+    def _run(
+        self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, runtime: Runtime
+    ) -> None:
         log.info("flow started", flow=name)
+        failure: Exception | None = None
         try:
             cluster_main(
                 flow,
@@ -143,15 +148,19 @@ class _Run:
                 recovery_config=recovery.config(),
                 worker_count_per_proc=settings.workers,
             )
-        except Exception as error:  # noqa: BLE001  # kept, and raised by the main thread
-            root = _root(error)
-            self.failure = recovery.failure(root) or root
-            kind = type(self.failure).__name__
-            log.error("flow failed", flow=name, error=str(self.failure), error_type=kind)  # noqa: TRY400  # no text
-        else:
-            log.info("flow ended", flow=name)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  # kept, and raised by the main thread; a panic is no Exception
+            failure = _root(error)
         finally:
-            stop.request(drain_s=settings.drain_s)
+            runtime.stop.request(drain_s=settings.drain_s)
+        if runtime.raised and not isinstance(failure, HeadraceError):
+            failure = runtime.raised[0]
+        if failure is None:
+            log.info("flow ended", flow=name)
+            return
+        self.failure = recovery.failure(failure) or failure
+        log.error("flow failed", flow=name, error=str(self.failure), error_type=type(self.failure).__name__)
 
 
 def _root(error: BaseException) -> Exception:

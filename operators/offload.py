@@ -448,6 +448,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         while self._ready:
             ready = self._ready.popleft()
             if isinstance(ready.item, Fatal):
+                self._step.runtime.raised.append(ready.item)
                 raise ready.item
             if not isinstance(ready.item, Dropped):
                 emitted.append((ready.key, ready.item))

@@ -1,15 +1,16 @@
 """Tools' answers back to the jobs that wait for them.
 
-Guarantee: a job goes on once for each call of a tool: with the tool's answer, or, if that does not come by the time
+Guarantee: a job goes on once for each call of a tool: with the tool's answer, or, if none was completed by the time
 named in the call, with a note for the model that there was none. An answer to no call, a second one, and a late one are
-counted and change nothing. Whether the call or its answer is read first does not matter.
+counted and change nothing. Whether the call or its answer is read first does not matter, nor how long the flow was down
+in between. A turn that is redriven goes on as it did before: its message carries what the tool had answered.
 
 State: hash buckets, each with its open calls, answers that came before their calls, and the ids of calls that are over.
-Dead letters: a conversation that the answer makes too long.
+Dead letters: a conversation that the answer makes too long; a redriven call that is over and carries no answer.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 from zlib import crc32
@@ -28,11 +29,11 @@ from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import redrives
-from schemas.errors import Fatal, Poison
+from schemas.errors import Fatal, Poison, Refused
 from schemas.event import at_unix, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.requests import ChatMessage, RequestSubmitted, ToolCall
-from schemas.tools import ToolCompleted, ToolRequested
+from schemas.tools import ANSWER_HEADER, ToolCompleted, ToolRequested
 
 log = structlog.get_logger()
 
@@ -45,6 +46,13 @@ OVER = DedupPolicy(remember_s=7 * 24 * 3600.0, bucket_ids=4096)  # as long as to
 NO_ANSWER = "The tool did not answer in time."
 NOTHING = "(nothing)"
 SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ResumePolicy:
+    """How patient it is."""
+
+    grace_s: float = 10.0  # from a call's reading or a restart: what the tool had answered by then is yet to be read
 
 
 def resumed(asked: ToolRequested, content: str) -> RequestSubmitted:
@@ -68,6 +76,7 @@ class _Open:
 
     key: str
     envelope: Envelope[ToolRequested]
+    seen_at: float  # Unix seconds; by this process
     plain: object = None
 
 
@@ -79,8 +88,11 @@ _CODEC: TypeAdapter[Envelope[ToolRequested]] = TypeAdapter(Envelope[ToolRequeste
 class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], _Snapshot]):
     """Some jobs' calls."""
 
-    def __init__(self, name: str, clock: Callable[[], datetime], resume: _Snapshot | None) -> None:
+    def __init__(
+        self, name: str, policy: ResumePolicy, clock: Callable[[], datetime], resume: _Snapshot | None
+    ) -> None:
         self._name = name
+        self._policy = policy
         self._clock = clock
         self._open: dict[str, _Open] = {}  # by call id
         self._early: dict[str, tuple[float, ToolCompleted]] = {}  # same: when it came
@@ -95,8 +107,10 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 envelope = _CODEC.validate_python(plain)
             except ValidationError as error:
                 raise Fatal(f"{name}: a call of the snapshot does not fit this release; drain it first") from error
-            self._open[envelope.body.call_id] = _Open(key, envelope, plain)
-        self._early = {call_id: (at, ToolCompleted.model_validate_json(answer)) for call_id, at, answer in early}
+            self._open[envelope.body.call_id] = _Open(key, envelope, self._now(), plain)
+        self._early = {  # they wait anew: the flow may have been down for longer than that
+            call_id: (self._now(), ToolCompleted.model_validate_json(answer)) for call_id, _, answer in early
+        }
         self._over = Generations.restored(OVER, over)
 
     def _now(self) -> float:
@@ -108,13 +122,13 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             if isinstance(envelope.body, ToolRequested):
                 emitted += self._ask(key, envelope)
             else:
-                emitted += self._answer(envelope.body)
+                emitted += self._answer(_timed(envelope))
         return emitted, False
 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
         now = self._now()
         emitted: list[tuple[str, object]] = []
-        for call_id in [each for each, call in self._open.items() if _until(call) <= now]:
+        for call_id in [each for each, call in self._open.items() if self._due(call) <= now]:
             emitted += self._go_on(call_id, NO_ANSWER)
         for call_id in [each for each, (at, _) in self._early.items() if at + EARLY_S <= now]:
             self._ignore(self._early.pop(call_id)[1], "no job has asked for it")
@@ -125,7 +139,21 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         again = redrives(envelope.record.headers)
         if not self._over.add(digest_of(f"{asked.call_id}/{again}"), self._now()):
             return  # the same call, repeated by a crash or by a duplicate of the job
-        self._open[asked.call_id] = _Open(key, envelope)
+        told = [value for name, value in envelope.record.headers if name == ANSWER_HEADER]
+        if told:
+            self._open.pop(asked.call_id, None)
+            yield self._next(key, envelope, told[-1].decode("utf-8", errors="replace"))
+            return
+        if again and asked.call_id in self._open:
+            return  # redriven for the tool's sake
+        if again and digest_of(f"{asked.call_id}/0") in self._over:  # a guess would make it another conversation
+            over = Refused(
+                f"call {asked.call_id} is over, and this message does not say with what its job went on; if the job "
+                "has no result, submit it again under another id"
+            )
+            yield key, bury(envelope.job, envelope.record, over, step=self._name)
+            return
+        self._open[asked.call_id] = _Open(key, envelope, self._now())
         yield (
             key,
             StatusChanged(
@@ -145,7 +173,10 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def _answer(self, answer: ToolCompleted) -> Iterator[tuple[str, object]]:
         waiting = self._open.get(answer.call_id)
         if waiting is not None and waiting.envelope.job.job_id == answer.job_id:
-            yield from self._go_on(answer.call_id, answer.content)
+            if answer.completed_at > waiting.envelope.body.answer_until:
+                self._ignore(answer, "it was completed too late")
+            else:
+                yield from self._go_on(answer.call_id, answer.content)
         elif waiting is not None or digest_of(f"{answer.call_id}/0") in self._over:
             self._ignore(answer, "its call is over, or another job's")
         else:
@@ -159,16 +190,25 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def _go_on(self, call_id: str, content: str) -> Iterator[tuple[str, object]]:
         call = self._open.pop(call_id)
-        envelope = call.envelope
+        record = call.envelope.record
+        told = (ANSWER_HEADER, content.encode("utf-8", errors="replace"))
+        yield self._next(
+            call.key, replace(call.envelope, record=replace(record, headers=(*record.headers, told))), content
+        )
+
+    def _next(self, key: str, envelope: Envelope[ToolRequested], content: str) -> tuple[str, object]:
+        """The next turn, of the call's message, which carries the answer: so do its dead letter and a redrive."""
         try:
             request = resumed(envelope.body, content)
         except Poison as error:
-            yield call.key, bury(envelope.job, envelope.record, error, step=self._name)
-            return
-        yield call.key, Envelope(job_of(request), request, envelope.record, envelope.received_at)
+            return key, bury(envelope.job, envelope.record, error, step=self._name)
+        return key, Envelope(job_of(request), request, envelope.record, envelope.received_at)
+
+    def _due(self, call: _Open) -> float:
+        return max(call.envelope.body.answer_until.timestamp(), call.seen_at + self._policy.grace_s)
 
     def notify_at(self) -> datetime | None:
-        moments = [_until(call) for call in self._open.values()]
+        moments = [self._due(call) for call in self._open.values()]
         moments += [at + EARLY_S for at, _ in self._early.values()]
         return at_unix(min(moments)) if moments else None
 
@@ -181,8 +221,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return SNAPSHOT_VERSION, calls, early, self._over.snapshot
 
 
-def _until(call: _Open) -> float:
-    return call.envelope.body.answer_until.timestamp()
+def _timed(envelope: Envelope[ToolCompleted]) -> ToolCompleted:
+    """An answer that does not say when it was completed: when it was produced, not when it is read."""
+    answer = envelope.body
+    if "completed_at" in answer.model_fields_set:
+        return answer
+    return answer.model_copy(update={"completed_at": envelope.record.timestamp})
 
 
 _Keyed = KeyedStream[Envelope[Any]]
@@ -194,6 +238,7 @@ def resume(
     asked: KeyedStream[Envelope[ToolRequested]],
     answered: KeyedStream[Envelope[ToolCompleted]],
     runtime: Runtime,
+    policy: ResumePolicy = ResumePolicy(),  # frozen
     clock: Callable[[], datetime] = utc_now,
 ) -> Outcome[RequestSubmitted]:
     """The next turn of each job whose tool has answered."""
@@ -204,7 +249,9 @@ def resume(
 
     merged = op.merge("all", cast("_Keyed", asked), cast("_Keyed", answered))
     buckets = op.key_on("bucket", merged, lambda keyed: f"{crc32(keyed[1].job.job_id.encode()) % BUCKETS:02x}")
-    joined = op.key_rm("joined", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, clock, resume)))
+    joined = op.key_rm(
+        "joined", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, resume))
+    )
     outcome, said = sort_out(joined)
     op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
     return outcome

@@ -7,6 +7,7 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.stop import Stop
+from schemas.errors import Fatal
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,4 @@ class Runtime:
     stop: Stop
     pressure: Pressure = field(default_factory=Pressure)  # its sources obey the same one
     circuits: Circuits = field(default_factory=Circuits)  # shared by the flows of a process
+    raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says

@@ -2,9 +2,11 @@
 
 Guarantee: the sum over the last versions of all windows of one length is the sum over all events, exactly, in whatever
 order they come, across crashes, restarts and deploys, if each event comes once (`operators.dedup` in front sees to it).
+A version grows with what its window holds, so that none from before a crash holds over a fuller one from after it.
 A late event makes a new version of its window. The end of input closes nothing: a deploy is no end of an hour.
 
-State, per tenant: the windows of the last 32 days, one more than events are kept. Dead letters: events that are older.
+State, per tenant: the windows of the last 32 days, one more than events are kept. Dead letters: events that are older;
+and, of `past`, those of the far future.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,8 +45,12 @@ class Window:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated_calls: int = 0
-    version: int = 0
     closed: bool = False
+
+    @property
+    def version(self) -> int:
+        """From the contents, which only grow: after a crash the same calls come in other batches, or in other order."""
+        return 2 * self.calls + self.closed
 
     def add(self, used: TokensUsed) -> None:
         """Count one call."""
@@ -54,10 +60,20 @@ class Window:
         self.estimated_calls += used.estimated
 
     def published(self, tenant: str) -> UsageWindowed:
-        """Its next version."""
-        self.version += 1
+        """Its version of now."""
         start = datetime.fromtimestamp(self.start, UTC)
-        return UsageWindowed.model_validate(asdict(self) | {"tenant": tenant, "window_start": start})
+        named = {"tenant": tenant, "window_start": start, "version": self.version}
+        return UsageWindowed.model_validate(asdict(self) | named)
+
+
+def past(used: TokensUsed) -> TokensUsed:
+    """A call that can be counted: one of the far future would make every other call too late. Raises Refused.
+
+    Before `once`: what is refused has not been counted, so its redrive must not pass for a repetition.
+    """
+    if used.used_at.timestamp() > utc_now().timestamp() + AHEAD_S:
+        raise Refused(f"used_at {used.used_at.isoformat()} is in the future; redrive it when that has passed")
+    return used
 
 
 _Snapshot = tuple[int, float, list[tuple[int, int, str, int, int, int, int, int, bool]]]
@@ -72,11 +88,9 @@ class TenantWindows:
         self._windows: dict[tuple[int, int, str], Window] = {}
         self._changed: dict[int, Window] = {}  # by identity, in order of the first change
 
-    def add(self, used: TokensUsed, now: float) -> None:
-        """Count a call in its windows. Raises Refused if they are no longer kept, or far in the future."""
+    def add(self, used: TokensUsed) -> None:
+        """Count a call in its windows. Raises Refused if they are no longer kept."""
         at = used.used_at.timestamp()
-        if at > now + AHEAD_S:  # it would make every other call too late
-            raise Refused(f"used_at {used.used_at.isoformat()} is in the future")
         if at < self._watermark - KEPT_S:
             raise Refused(f"used_at {used.used_at.isoformat()}: windows of that time are no longer kept")
         if used.model is None and not used.tokens:
@@ -129,7 +143,7 @@ class TenantWindows:
             raise Fatal(f"usage: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it")
         windows = cls(tenant)
         windows._watermark = watermark
-        windows._windows = {(row[0], row[1], row[2]): Window(*row) for row in rows}
+        windows._windows = {(row[0], row[1], row[2]): Window(*row[:7], closed=row[8]) for row in rows}
         return windows
 
 
@@ -147,7 +161,7 @@ class _Tenant(StatefulBatchLogic[Envelope[TokensUsed], UsageWindowed | DeadLette
             if self._windows is None:
                 self._tenant, self._windows = used.tenant, TenantWindows(used.tenant)
             try:
-                self._windows.add(used, self._clock().timestamp())
+                self._windows.add(used)
             except Refused as error:
                 emitted.append(bury(envelope.job, envelope.record, error, step=self._step))
         return [*emitted, *self._due()], False

@@ -33,6 +33,7 @@ class DeadLetter(JobEvent):
     """A message that a step gave up on. Produced by every flow to `<topic>.dlq`, under the original key.
 
     `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again.
+    Only a turn that a tool had answered has one header more: that answer, so that its redrive goes on with the same.
     """
 
     TYPE: ClassVar[str] = "headrace.dead-letter.v1"

@@ -12,6 +12,10 @@ CONTENT_MAX_CHARS = 50_000
 """Of what a tool gives back: half of what a prompt may hold."""
 
 
+ANSWER_HEADER = "headrace_tool_answer"
+"""Header of a ToolRequested that was redriven after its answer: what the model was told, UTF-8. It needs no new one."""
+
+
 class ToolRequested(JobEvent):
     """The model wants a tool to be called before it goes on. Produced by `answer`; keyed by `job_id`.
 

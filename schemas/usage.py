@@ -44,7 +44,8 @@ class TokensUsed(JobEvent):
 class UsageWindowed(Event):
     """What a tenant has used of a model in one window, so far. Produced by `usage`; the topic is compacted.
 
-    Each version replaces the former ones: of two records of one key, the one with the higher `version` holds.
+    Each version replaces the former ones: of two records of one key, the one with the higher `version` holds, or the
+    later one if they are equal.
     """
 
     TYPE: ClassVar[str] = "headrace.usage.window.v1"
@@ -56,7 +57,9 @@ class UsageWindowed(Event):
     prompt_tokens: int = Field(ge=0, description="Tokens read.")
     completion_tokens: int = Field(ge=0, description="Tokens written.")
     estimated_calls: int = Field(default=0, ge=0, description="Of the calls, those whose tokens are estimated.")
-    version: int = Field(ge=1, description="Counts up with each change of the window.")
+    version: int = Field(
+        ge=1, description="Grows with each change of the window, with gaps; never less for more calls."
+    )
     closed: bool = Field(description="The window's time is over; a late event still makes a new version.")
 
     @property

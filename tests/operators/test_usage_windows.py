@@ -1,6 +1,7 @@
 """What tenants have used: the windows add up to the calls, exactly, whatever happens."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,18 +10,20 @@ from bytewax.testing import TestingSource, run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli.usage import latest
 from connectors.event_loop import EventLoop
 from connectors.kafka.recovery import RecoveryDirectory
 from connectors.kafka.stop import Stop
 from flows import usage
+from operators import usage_windows
 from operators.runtime import Runtime
 from operators.usage_windows import KEPT_S, WINDOWS_S, TenantWindows
+from schemas.dead_letter import REDRIVE_HEADER
 from schemas.errors import Fatal, Refused
 from schemas.usage import TokensUsed, UsageWindowed
 from tests.memory_topics import Entry, MemoryTopics, record
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-FAR = T0.timestamp() + 400 * 86_400  # now, where the clock does not matter
 
 
 def call(number: int, *, at_s: float = 0.0, tokens: int = 10, model: str | None = "m", tenant: str = "t") -> TokensUsed:
@@ -37,13 +40,9 @@ def call(number: int, *, at_s: float = 0.0, tokens: int = 10, model: str | None 
 
 
 def sums(published: list[UsageWindowed]) -> dict[int, Counter[str]]:
-    """Over the last version of each window, by length."""
-    last: dict[str, UsageWindowed] = {}
-    for each in published:
-        assert each.key not in last or each.version > last[each.key].version, "versions only grow"
-        last[each.key] = each
+    """Over the version that holds of each window, as `headrace usage` reads the topic, by length."""
     found = {window_s: Counter[str]() for window_s in WINDOWS_S}
-    for each in last.values():
+    for each in latest(record(window, offset=n) for n, window in enumerate(published)):
         found[each.window_s].update(calls=each.calls, tokens=each.prompt_tokens + each.completion_tokens)
     return found
 
@@ -57,23 +56,23 @@ CALLS = st.lists(st.tuples(TIMES, st.integers(0, 1000), st.sampled_from(["m", "n
 def test_the_windows_of_each_length_add_up_to_the_calls_across_crashes(
     calls: list[tuple[int, int, str]], happenings: list[str]
 ) -> None:
-    """After a crash the events since the snapshot come again, and versions that were written may be written again."""
+    """After a crash the events since the snapshot come again, in other batches; what was written stays written."""
     windows = TenantWindows("t")
-    snapshot, since, published, kept = windows.snapshot, list[TokensUsed](), list[UsageWindowed](), 0
+    snapshot, since, published = windows.snapshot, list[TokensUsed](), list[UsageWindowed]()
     for number, (at_s, tokens, model) in enumerate(calls):
         used = call(number, at_s=at_s, tokens=tokens, model=model)
-        windows.add(used, FAR)
+        windows.add(used)
         since.append(used)
         match happenings[number % len(happenings)] if happenings else "batch":
             case "batch":
                 published += windows.due(used.used_at.timestamp())
             case "snapshot":
                 published += windows.due(used.used_at.timestamp())
-                snapshot, since, kept = windows.snapshot, [], len(published)
+                snapshot, since = windows.snapshot, []
             case _:
-                windows, published = TenantWindows.restored("t", snapshot), published[:kept]
+                windows = TenantWindows.restored("t", snapshot)
                 for again in since:
-                    windows.add(again, FAR)
+                    windows.add(again)
     published += windows.due(T0.timestamp())
     counted = [tokens + 1 if tokens else 0 for _, tokens, _ in calls]
     for found in sums(published).values():
@@ -83,19 +82,33 @@ def test_the_windows_of_each_length_add_up_to_the_calls_across_crashes(
 
 def test_a_late_call_makes_a_new_version_of_a_closed_window() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1), FAR)
+    windows.add(call(1))
     windows.due(T0.timestamp())
-    windows.add(call(2, at_s=3700), FAR)
+    windows.add(call(2, at_s=3700))
     closed = [each for each in windows.due(T0.timestamp()) if each.window_s == 3600 and each.closed]
-    assert [(each.calls, each.version) for each in closed] == [(1, 2)]
-    windows.add(call(3, at_s=10), FAR)
+    assert [(each.calls, each.version) for each in closed] == [(1, 3)]
+    windows.add(call(3, at_s=10))
     (late,) = [each for each in windows.due(T0.timestamp()) if each.window_s == 3600]
-    assert (late.calls, late.version, late.closed) == (2, 3, True)
+    assert (late.calls, late.version, late.closed) == (2, 5, True)
+
+
+def test_a_version_written_before_a_crash_holds_over_no_fuller_one_written_after_it() -> None:
+    windows = TenantWindows("t")
+    snapshot = windows.snapshot
+    published: list[UsageWindowed] = []
+    for number in range(5):  # five batches, five versions
+        windows.add(call(number))
+        published += windows.due(T0.timestamp())
+    windows = TenantWindows.restored("t", snapshot)
+    for number in range(6):  # the same and one more in a single batch
+        windows.add(call(number))
+    published += windows.due(T0.timestamp())
+    assert sums(published)[3600] == Counter(calls=6, tokens=66)
 
 
 def test_a_tenant_that_falls_silent_has_its_windows_closed_by_the_clock() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1), FAR)
+    windows.add(call(1))
     windows.due(T0.timestamp())
     end = windows.next_end()
     assert end == T0.timestamp() + 3660
@@ -105,25 +118,17 @@ def test_a_tenant_that_falls_silent_has_its_windows_closed_by_the_clock() -> Non
 
 def test_a_call_that_used_nothing_is_in_no_window() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1, tokens=0, model=None), FAR)
+    windows.add(call(1, tokens=0, model=None))
     assert windows.due(T0.timestamp()) == []
 
 
 def test_a_call_older_than_what_is_kept_is_refused_and_not_counted() -> None:
     windows = TenantWindows("t")
-    windows.add(call(1, at_s=KEPT_S), FAR)
-    windows.add(call(2, at_s=1), FAR)
+    windows.add(call(1, at_s=KEPT_S))
+    windows.add(call(2, at_s=1))
     with pytest.raises(Refused, match="no longer kept"):
-        windows.add(call(3, at_s=-1), FAR)
+        windows.add(call(3, at_s=-1))
     assert sums(windows.due(T0.timestamp()))[3600]["calls"] == 2
-
-
-def test_a_call_of_the_far_future_is_refused_and_makes_no_other_call_too_late() -> None:
-    windows = TenantWindows("t")
-    with pytest.raises(Refused, match="in the future"):
-        windows.add(call(1, at_s=86_400 * 365), T0.timestamp())
-    windows.add(call(2), T0.timestamp())
-    assert sums(windows.due(T0.timestamp()))[3600]["calls"] == 1
 
 
 def test_a_snapshot_of_another_release_is_refused() -> None:
@@ -150,3 +155,25 @@ def test_a_deploy_closes_no_window_and_a_repeated_call_counts_once(tmp_path: Pat
             published += [UsageWindowed.model_validate(each) for each in topics.on("usage.windows")]
     assert not any(each.closed for each in published)
     assert sums(published)[86_400] == Counter(calls=4, tokens=44)
+
+
+def test_a_call_of_the_far_future_is_refused_and_counts_once_when_it_is_redriven_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes no other call too late, and is not taken for one that was counted."""
+    now = datetime.now(UTC)
+    early, present = (call(n).model_copy(update={"used_at": now + timedelta(hours=2 - 2 * n)}) for n in range(2))
+    entries: list[Entry] = [record(early, offset=0), record(present, offset=1)]
+    with RecoveryDirectory(tmp_path / "usage") as directory:
+        before = run(entries, directory)
+        monkeypatch.setattr(usage_windows, "utc_now", lambda: now + timedelta(hours=2))
+        entries += [replace(record(early, offset=2), headers=((REDRIVE_HEADER, b"1"),)), record(early, offset=3)]
+        after = run(entries, directory)
+    (letter,) = before.dead_letters()
+    assert "in the future" in letter.message
+    assert not letter.ends_job
+    assert after.dead_letters() == []
+    published = [
+        UsageWindowed.model_validate(each) for topics in (before, after) for each in topics.on("usage.windows")
+    ]
+    assert sums(published)[3600] == Counter(calls=2, tokens=22)
