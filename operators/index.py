@@ -110,6 +110,22 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
     )
 
 
+async def place_document(document: DocumentEmbedded, vectors: VectorIndex, spaces: Spaces) -> Replaced:
+    """Replace a document where readers look for it, also if another model takes over meanwhile."""
+    serving = await spaces.serving(document.collection)
+    while True:
+        if serving not in (None, held_in(document.collection, document.model)):  # another model has taken over since
+            document = await embed_again(document, (await spaces.of(document.collection)).embedder)
+        name = held_in(document.collection, document.model)
+        replaced = await replace_document(document, vectors)
+        if serving is None and await vectors.serving(document.collection) is None:
+            await vectors.serve(document.collection, name)
+        # A write may take longer than a reindex waits for those that began before its switch.
+        serving = await spaces.serving(document.collection, fresh_s=0.0)
+        if serving == name:
+            return replaced
+
+
 def _tombstone(document: DocumentEmbedded) -> Point:
     """Remembers, where readers never look, that a document was deleted, so that a late version stays out."""
     return Point(
@@ -150,14 +166,7 @@ def index(
     """Write each document's points, in order per document, where readers look for them."""
 
     async def work(envelope: Envelope[DocumentEmbedded]) -> Replaced:
-        document = envelope.body
-        serving = await spaces.serving(document.collection)
-        if serving not in (None, held_in(document.collection, document.model)):  # another model has taken over since
-            document = await embed_again(document, (await spaces.of(document.collection)).embedder)
-        replaced = await replace_document(document, vectors)
-        if serving is None and await vectors.serving(document.collection) is None:
-            await vectors.serve(document.collection, held_in(document.collection, document.model))
-        return replaced
+        return await place_document(envelope.body, vectors, spaces)
 
     replaced = offload("work", up, work, body=DocumentEmbedded, policy=INDEX, runtime=runtime)
     oks = op.map_value("done", replaced.oks, lambda envelope: envelope.carrying(envelope.body.indexed))

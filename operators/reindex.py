@@ -22,7 +22,7 @@ from schemas.errors import Fatal, HeadraceError
 AT_ONCE = 16  # documents; the embedder batches their chunks
 PASSES = 20  # over what has changed meanwhile; the rest is done right after the switch
 SETTLE_S = 5 * FRESH_S
-"""How long after the switch a process may still have written under the former model: until it has noticed, and done."""
+"""How long after the switch a process may go on under the former model; one that writes even later does it twice."""
 
 Document = tuple[str, str]  # tenant and document_id
 
