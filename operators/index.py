@@ -2,8 +2,8 @@
 
 Guarantee: when a document is reported as indexed, its points survive a crash and its former ones are gone. A reader
 never finds less than the old version, nor half of the new one. A version that comes late, after a newer one or a
-delete, changes nothing. What is attached to a document is uploaded only now that its points remember it. State: offload's pending documents; what was deleted is remembered in the index itself. Dead
-letters: what the index refuses.
+delete, changes nothing. What is attached to a document is uploaded only now that its points remember it. State:
+offload's pending documents; what was deleted is remembered in the index itself. Dead letters: what the index refuses.
 """
 
 import struct
