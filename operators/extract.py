@@ -57,13 +57,13 @@ def check_digest(data: bytes, upload: DocumentUploaded) -> None:
 def revision_of(upload: DocumentUploaded, record: Record) -> int:
     """What orders this version of the document among the others: the producer's number, else microseconds.
 
-    An upload is not from later than Kafka has it: one wrong clock must not keep all later versions out.
+    An upload is not from later than Kafka has it: one wrong clock must not keep all later versions out. What is from
+    before 1970 counts as from then.
     """
     if upload.revision is not None:
         return upload.revision
-    return (min(upload.uploaded_at, first_produced_at(record.headers, record.timestamp)) - _EPOCH) // timedelta(
-        microseconds=1
-    )
+    produced_at = first_produced_at(record.headers, record.timestamp)
+    return max(0, (min(upload.uploaded_at, produced_at) - _EPOCH) // timedelta(microseconds=1))
 
 
 async def read_document(
