@@ -241,7 +241,9 @@ def test_attachments_that_are_no_more_are_deleted_also_when_a_crash_kept_that_fr
 def test_attachments_are_uploaded_once_their_document_is_found_and_not_for_one_that_comes_late() -> None:
     async def run() -> None:
         inner = QdrantIndex(IN_MEMORY)
-        attached = DocumentUploaded(document_id=child_id(family(2, 1), 0), parent_id="d", revision=2, text="One.")
+        attached = DocumentUploaded(
+            job_id="k", document_id=child_id(family(2, 1), 0), parent_id="d", revision=2, text="One."
+        )
         document = family(2, 1).model_copy(update={"attached": (attached,)})
         failing = Failing(inner, [None, "before"], lambda: asyncio.sleep(0))
         with suppress(Retryable):
