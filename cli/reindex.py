@@ -44,7 +44,8 @@ def reindex(model: str, collection: str, *, as_json: bool) -> None:
             switched = running.result()
         except KeyboardInterrupt:
             running.cancel()
-            click.echo("stopped; the former model serves. Run the same command again to go on", err=True)
+            serving = loop.run(work.serving(), timeout_s=60)
+            click.echo(f"stopped; {serving} serves. Run the same command again to go on", err=True)
             sys.exit(130)
     if as_json:
         seconds = round(monotonic() - began, 3)

@@ -5,6 +5,7 @@ model can be filled up beside it and then take over at once, for every process (
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class Space:
 class Spaces(Protocol):
     """The space of each collection."""
 
-    async def serving(self, collection: str) -> str | None:
-        """What holds the vectors that readers find now; None for a new collection. At most FRESH_S old."""
+    async def serving(self, collection: str, *, fresh_s: float = FRESH_S) -> str | None:
+        """What holds the vectors that readers find; None for a new collection. Known for at most `fresh_s`."""
         ...
 
     async def of(self, collection: str) -> Space:
@@ -53,8 +54,9 @@ class OneSpace(Spaces):
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
 
-    async def serving(self, collection: str) -> str | None:
+    async def serving(self, collection: str, *, fresh_s: float = FRESH_S) -> str | None:
         """As far as is known here."""
+        del fresh_s
         return held_in(collection, self._embedder.model)
 
     async def of(self, collection: str) -> Space:
@@ -72,10 +74,10 @@ class IndexedSpaces(Spaces):
         self._loading = asyncio.Lock()
         self._known: dict[str, tuple[float, str]] = {}  # by collection: when it was asked for, and what serves it
 
-    async def serving(self, collection: str) -> str | None:
-        """Asks the index at most every FRESH_S."""
-        asked_at, name = self._known.get(collection, (-FRESH_S, ""))
-        if time.monotonic() - asked_at < FRESH_S:
+    async def serving(self, collection: str, *, fresh_s: float = FRESH_S) -> str | None:
+        """Asks the index if its last answer is older."""
+        asked_at, name = self._known.get(collection, (-math.inf, ""))
+        if time.monotonic() - asked_at < fresh_s:
             return name
         now = time.monotonic()
         found = await self._vectors.serving(collection)

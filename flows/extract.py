@@ -19,7 +19,6 @@ def build(runtime: Runtime, store: ObjectStore, parser: Parser, extraction: Extr
     uploaded = consume("uploaded", flow, DocumentUploaded, runtime)
     extracted = extract("extract", uploaded.oks, store, parser, extraction, runtime)
     stored = check_in("check_in", extracted.oks, DocumentExtracted, store, runtime)
-    produce("attached", extracted.attached, DocumentUploaded, runtime)
     produce("extracted", stored.oks, DocumentExtracted, runtime)
     dead_letter("dlq", uploaded.errs, extracted.errs, stored.errs, runtime=runtime)
     return flow

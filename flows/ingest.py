@@ -1,6 +1,6 @@
 """documents.uploaded ─► unchanged ─► extract ─► chunk ─► embed ─► index ─► documents.indexed; failures ─► *.dlq.
 
-What is attached to a document is uploaded by `extract`, and deleted by `index`: it comes back as a document of its own.
+What is attached to a document is uploaded, and deleted, by `index`: it comes back as a document of its own.
 """
 
 import bytewax.operators as op
@@ -39,7 +39,7 @@ def build(
     chunked = chunk("chunk", extracted.oks, spaces, chunking, runtime)
     embedded = embed("embed", chunked.oks, spaces, runtime)
     indexed = index("index", embedded.oks, vectors, spaces, runtime)
-    produce("attached", op.merge("family", extracted.attached, indexed.detached), DocumentUploaded, runtime)
+    produce("attached", indexed.family, DocumentUploaded, runtime)
     produce("indexed", op.merge("done", indexed.oks, sifted.indexed), DocumentIndexed, runtime)
     failures = (each.errs for each in (uploaded, sifted, extracted, chunked, embedded, indexed))
     dead_letter("dlq", *failures, runtime=runtime)

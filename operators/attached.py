@@ -1,7 +1,8 @@
 """Documents inside of other ones, as the attachments of a mail: each is an upload of its own, named by its place.
 
-Guarantee: an attachment is of the revision of what it is attached to. So it vanishes with that, or from it, and what
-comes late stays late. A plain module of ids and events; `extract` says which there are, `index` which are no more.
+Guarantee: an attachment is of the revision of what it is attached to, and uploaded once that can be found. So it
+vanishes with that, or from it, and what comes late stays late. A plain module of ids and events; `extract` stores
+them, `index` says which there are and which are no more.
 """
 
 import re
@@ -24,7 +25,7 @@ def child_id(parent: DocumentEvent, place: int) -> str:
 async def upload_of_attachment(
     parent: DocumentUploaded, revision: int, place: int, attachment: Attachment, store: ObjectStore
 ) -> DocumentUploaded:
-    """Store an attachment and say that it was uploaded. Raises what the store raises."""
+    """Store an attachment; its upload is for `index` to produce. Raises what the store raises."""
     digest = sha256(attachment.data).hexdigest()
     name = _UNSAFE.sub("-", attachment.name)[-_MAX_NAME_CHARS:].lstrip(".-") or "attachment"
     return _of_family(

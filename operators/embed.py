@@ -58,6 +58,7 @@ async def embed_chunks(chunked: ChunkedDocument, embedder: Embedder) -> Document
         revision=document.revision,
         children=document.children,
         version=document.version,
+        attached=document.attached,
         model=embedder.model,
         dimensions=embedder.dimensions,
         chunks=tuple(

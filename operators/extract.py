@@ -8,7 +8,6 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
@@ -18,8 +17,9 @@ from connectors.parsers.port import Parser
 from operators.attached import upload_of_attachment
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
+from operators.outcome import Outcome
 from operators.runtime import Runtime
-from schemas.dead_letter import DeadLetter, first_produced_at
+from schemas.dead_letter import first_produced_at
 from schemas.documents import DocumentExtracted, DocumentUploaded, SectionMark
 from schemas.errors import Poison
 
@@ -43,23 +43,6 @@ class ExtractPolicy:
     max_depth: int = 5  # documents that one lies inside of: a report in a mail in a mail is at 2
 
 
-@dataclass(frozen=True)
-class ReadDocument:
-    """A document's text, and the uploads of what is attached to it."""
-
-    document: DocumentExtracted
-    attached: tuple[DocumentUploaded, ...]
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """Texts, uploads of attachments, and dead letters. All must be consumed."""
-
-    oks: KeyedStream[Envelope[DocumentExtracted]]
-    attached: KeyedStream[Envelope[DocumentUploaded]]
-    errs: KeyedStream[DeadLetter]
-
-
 def check_digest(data: bytes, upload: DocumentUploaded) -> None:
     """Raises Poison if the bytes are not those that the producer announced."""
     if upload.sha256 is None or upload.uri is None:
@@ -74,18 +57,18 @@ def check_digest(data: bytes, upload: DocumentUploaded) -> None:
 def revision_of(upload: DocumentUploaded, record: Record) -> int:
     """What orders this version of the document among the others: the producer's number, else microseconds.
 
-    An upload is not from later than Kafka has it: one wrong clock must not keep all later versions out.
+    An upload is not from later than Kafka has it: one wrong clock must not keep all later versions out. What is from
+    before 1970 counts as from then.
     """
     if upload.revision is not None:
         return upload.revision
-    return (min(upload.uploaded_at, first_produced_at(record.headers, record.timestamp)) - _EPOCH) // timedelta(
-        microseconds=1
-    )
+    produced_at = first_produced_at(record.headers, record.timestamp)
+    return max(0, (min(upload.uploaded_at, produced_at) - _EPOCH) // timedelta(microseconds=1))
 
 
 async def read_document(
     upload: DocumentUploaded, revision: int, store: ObjectStore, parser: Parser, policy: ExtractPolicy
-) -> ReadDocument:
+) -> DocumentExtracted:
     """The text of an upload, and what is attached to it; a delete passes through without any."""
     parts: dict[str, object] = {}
     attached: tuple[DocumentUploaded, ...] = ()
@@ -108,8 +91,8 @@ async def read_document(
         sections = tuple(SectionMark(start=section.start, label=section.label) for section in parsed.sections)
         parts = {"text": parsed.text, "media_type": parsed.media_type, "title": parsed.title, "sections": sections}
     identity = upload.model_dump(include={"job_id", "tenant", "document_id", "collection", "op", "uri", "version"})
-    orders = {"revision": revision, "children": len(attached)}
-    return ReadDocument(DocumentExtracted.model_validate(identity | parts | orders), attached)
+    family = {"revision": revision, "children": len(attached), "attached": attached}
+    return DocumentExtracted.model_validate(identity | parts | family)
 
 
 @operator
@@ -120,16 +103,11 @@ def extract(
     parser: Parser,
     policy: ExtractPolicy,
     runtime: Runtime,
-) -> Extracted:
+) -> Outcome[DocumentExtracted]:
     """Read and parse each upload, in order per document."""
 
-    async def work(envelope: Envelope[DocumentUploaded]) -> ReadDocument:
+    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentExtracted:
         upload = envelope.body
         return await read_document(upload, revision_of(upload, envelope.record), store, parser, policy)
 
-    read = offload("work", up, work, body=DocumentUploaded, policy=EXTRACT, runtime=runtime)
-    oks = op.map_value("text", read.oks, lambda envelope: envelope.carrying(envelope.body.document))
-    attached = op.flat_map_value(
-        "attached", read.oks, lambda envelope: (envelope.carrying(each) for each in envelope.body.attached)
-    )
-    return Extracted(oks, attached, read.errs)
+    return offload("work", up, work, body=DocumentUploaded, policy=EXTRACT, runtime=runtime)

@@ -2,8 +2,8 @@
 
 Guarantee: when a document is reported as indexed, its points survive a crash and its former ones are gone. A reader
 never finds less than the old version, nor half of the new one. A version that comes late, after a newer one or a
-delete, changes nothing. State: offload's pending documents; what was deleted is remembered in the index itself. Dead
-letters: what the index refuses.
+delete, changes nothing. What is attached to a document is uploaded only now that its points remember it. State:
+offload's pending documents; what was deleted is remembered in the index itself. Dead letters: what the index refuses.
 """
 
 import struct
@@ -32,18 +32,18 @@ DELETED = "deleted"
 
 @dataclass(frozen=True)
 class Replaced:
-    """What the index holds now, and the deletes of what was attached to the former version and no longer is."""
+    """What the index holds now; uploads of what is attached to it, and deletes of what no longer is."""
 
     indexed: DocumentIndexed
-    detached: tuple[DocumentUploaded, ...]
+    family: tuple[DocumentUploaded, ...]
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """Documents that can be found, deletes of their former attachments, and dead letters. All must be consumed."""
+    """Documents that can be found, uploads and deletes of their attachments, dead letters. All must be consumed."""
 
     oks: KeyedStream[Envelope[DocumentIndexed]]
-    detached: KeyedStream[Envelope[DocumentUploaded]]
+    family: KeyedStream[Envelope[DocumentUploaded]]
     errs: KeyedStream[DeadLetter]
 
 
@@ -86,11 +86,7 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
         (point.children for point in current), default=0
     )  # ever: a crash may have kept deletes from going out
     if newest > revision:
-        late = range(attached, document.children)  # which had been uploaded when this version was read
-        return Replaced(
-            _indexed(document, sum(point.visible for point in held), superseded=True),
-            tuple(delete_of_attachment(document, newest, place) for place in late),
-        )
+        return Replaced(_indexed(document, sum(point.visible for point in held), superseded=True), ())
 
     most = max(attached, document.children)
     wanted = [replace(point, children=most) for point in points(document) or [_tombstone(document)]]
@@ -104,10 +100,25 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
     await vectors.show(name, [point.id for point in fresh if point.visible], tenant=document.tenant, revision=revision)
     await vectors.upsert(name, [point for point in wanted if point.id in found_already])
     await vectors.delete_document(name, **of_document, keep=frozenset(point.id for point in wanted))
-    return Replaced(
-        _indexed(document, sum(point.visible for point in wanted), superseded=False),
-        tuple(delete_of_attachment(document, revision, place) for place in range(document.children, attached)),
-    )
+    detached = (delete_of_attachment(document, revision, place) for place in range(document.children, attached))
+    indexed = _indexed(document, sum(point.visible for point in wanted), superseded=False)
+    return Replaced(indexed, (*document.attached, *detached))
+
+
+async def place_document(document: DocumentEmbedded, vectors: VectorIndex, spaces: Spaces) -> Replaced:
+    """Replace a document where readers look for it, also if another model takes over meanwhile."""
+    serving = await spaces.serving(document.collection)
+    while True:
+        if serving not in (None, held_in(document.collection, document.model)):  # another model has taken over since
+            document = await embed_again(document, (await spaces.of(document.collection)).embedder)
+        name = held_in(document.collection, document.model)
+        replaced = await replace_document(document, vectors)
+        if serving is None and await vectors.serving(document.collection) is None:
+            await vectors.serve(document.collection, name)
+        # A write may take longer than a reindex waits for those that began before its switch.
+        serving = await spaces.serving(document.collection, fresh_s=0.0)
+        if serving == name:
+            return replaced
 
 
 def _tombstone(document: DocumentEmbedded) -> Point:
@@ -150,18 +161,11 @@ def index(
     """Write each document's points, in order per document, where readers look for them."""
 
     async def work(envelope: Envelope[DocumentEmbedded]) -> Replaced:
-        document = envelope.body
-        serving = await spaces.serving(document.collection)
-        if serving not in (None, held_in(document.collection, document.model)):  # another model has taken over since
-            document = await embed_again(document, (await spaces.of(document.collection)).embedder)
-        replaced = await replace_document(document, vectors)
-        if serving is None and await vectors.serving(document.collection) is None:
-            await vectors.serve(document.collection, held_in(document.collection, document.model))
-        return replaced
+        return await place_document(envelope.body, vectors, spaces)
 
     replaced = offload("work", up, work, body=DocumentEmbedded, policy=INDEX, runtime=runtime)
     oks = op.map_value("done", replaced.oks, lambda envelope: envelope.carrying(envelope.body.indexed))
-    detached = op.flat_map_value(
-        "detached", replaced.oks, lambda envelope: (envelope.carrying(each) for each in envelope.body.detached)
+    family = op.flat_map_value(
+        "family", replaced.oks, lambda envelope: (envelope.carrying(each) for each in envelope.body.family)
     )
-    return Indexed(oks, detached, replaced.errs)
+    return Indexed(oks, family, replaced.errs)

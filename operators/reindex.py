@@ -1,40 +1,48 @@
 """A collection under another model: filled up beside the one that serves, until it takes over.
 
 Guarantee: readers find every document at any moment, in one of the two. What is filled up already is not done again, so
-a run that was cut short is resumed by running it again, and the former model takes over again at the price of what has
-changed since. The former collection stays as it is. State: none but the index itself. No Bytewax: a command runs this.
+a run that was cut short, before the switch or after it, is resumed by running it again, and the former model takes over
+again at the price of what has changed since. The former collection stays as it is. State: none but the index itself,
+where an alias says what a switch has not yet brought everything over from. No Bytewax: a command runs this.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from connectors.embedder.port import Embedder
 from connectors.spaces import FRESH_S, held_in
-from connectors.vector_index.port import VectorIndex
+from connectors.vector_index.port import PointState, VectorIndex
 from operators.embed import embed_again
 from operators.index import DELETED, replace_document
 from schemas.documents import DocumentEmbedded, EmbeddedChunk
-from schemas.errors import Fatal, HeadraceError
+from schemas.errors import Fatal, HeadraceError, Retryable
 
 AT_ONCE = 16  # documents; the embedder batches their chunks
 PASSES = 20  # over what has changed meanwhile; the rest is done right after the switch
+NAMED = 5  # documents, in a message
 SETTLE_S = 5 * FRESH_S
-"""How long after the switch a process may still have written under the former model: until it has noticed, and done."""
+"""How long after the switch a process may go on under the former model; one that writes even later does it twice."""
 
 Document = tuple[str, str]  # tenant and document_id
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a collection holds of one document."""
+    """What a collection holds of one document. A delete that a crash cut short has left chunks."""
 
     revision: int = -1
     chunks: int = 0
     children: int = 0
     deleted: bool = False
+
+    def and_point(self, point: PointState) -> "Held":
+        """The same with one more point."""
+        if not point.visible and point.version != DELETED:
+            return self
+        revision, deleted = max((self.revision, self.deleted), (point.revision, point.version == DELETED))
+        return Held(revision, self.chunks + point.visible, max(self.children, point.children), deleted)
 
 
 Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
@@ -44,24 +52,20 @@ Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
 async def documents_in(name: str, vectors: VectorIndex) -> dict[Document, Held]:
     """What readers of a collection find, and what was deleted from it."""
     found: dict[Document, Held] = {}
-    chunks: Counter[Document] = Counter()
     async for state in vectors.every_state(name):
-        point, document = state.point, (state.tenant, state.document_id)
-        if point.visible or point.version == DELETED:
-            chunks[document] += point.visible
-            known = found.get(document, Held())
-            if point.revision >= known.revision:
-                found[document] = Held(point.revision, 0, point.children, not point.visible)
-    return {document: replace(held, chunks=chunks[document]) for document, held in found.items()}
+        document = (state.tenant, state.document_id)
+        found[document] = found.get(document, Held()).and_point(state.point)
+    return found
 
 
 def outdated(source: Mapping[Document, Held], target: Mapping[Document, Held]) -> list[Document]:
     """Documents of which `target` has less than, or something older than, `source`."""
-    return [
-        document
-        for document, held in source.items()
-        if (there := target.get(document, Held())) != held and there.revision <= held.revision
-    ]
+    found = []
+    for document, held in source.items():
+        there, wanted = target.get(document, Held()), replace(held, chunks=0) if held.deleted else held
+        if there != wanted and there.revision <= wanted.revision:
+            found.append(document)
+    return found
 
 
 async def serving_now(collection: str, vectors: VectorIndex) -> str:
@@ -84,6 +88,7 @@ class Reindex:
         self._vectors = vectors
         self._progress = progress
         self._target = held_in(collection, embedder.model)
+        self._former = f"{collection}--from"  # an alias of what is still to be settled from; of what serves, if nothing
         self.copied = 0
 
     async def run(self) -> bool:
@@ -93,31 +98,56 @@ class Reindex:
         index and embedder raise.
         """
         source = await serving_now(self._collection, self._vectors)
-        if source == self._target:
+        former = await self._vectors.serving(self._former)
+        if former is None:
+            former = source
+        if source == former == self._target:
             return False
+        if source == self._target:  # stopped while it settled
+            await self._settle(former)
+            return True
+        if former not in (source, self._target):
+            raise Fatal(
+                f"the model that serves collection {self._collection!r} has not taken everything over from the one "
+                "before it: run the last reindex again first, or go back to that model"
+            )
         await self._vectors.open(self._target, self._embedder.dimensions)
         for _ in range(PASSES):
             if not await self._fill(source):
                 break
+        await self._vectors.serve(self._former, source)
         await self._vectors.serve(self._collection, self._target)
         await self._settle(source)
         return True
 
+    async def serving(self) -> str:
+        """Which model serves, as a person is told."""
+        switched = await self._vectors.serving(self._collection) == self._target
+        return self._embedder.model if switched else "the former model"
+
     async def _settle(self, source: str) -> None:
-        """Bring over what was still written under the former model."""
+        """Bring over what was still written under the former model. Raises Retryable if that comes to no end."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settle_s
-        while True:
+        for _ in range(PASSES):  # which take longer than settling, if nothing is left to do
             began = loop.time()
-            if not await self._fill(source) and began >= deadline:
+            left = await self._fill(source)
+            if not left and began >= deadline:
+                await self._vectors.serve(self._former, self._target)
                 return
             await asyncio.sleep(min(FRESH_S, self._settle_s))
+        if left:
+            named = ", ".join(f"{document_id} (tenant {tenant})" for tenant, document_id in left[:NAMED])
+            raise Retryable(
+                f"{self._collection} is served by {self._embedder.model}, but {len(left)} of its documents still "
+                f"differ from {source}, which served before: upload again {named}{', ...' if len(left) > NAMED else ''}"
+            )
 
-    async def _fill(self, source: str) -> int:
-        """One pass; how many documents were not up to date."""
+    async def _fill(self, source: str) -> list[Document]:
+        """One pass; which documents were not up to date."""
         todo = outdated(await documents_in(source, self._vectors), await documents_in(self._target, self._vectors))
         if not todo:
-            return 0
+            return []
         slots = asyncio.Semaphore(AT_ONCE)
         with self._progress(len(todo)) as advance:
 
@@ -133,15 +163,18 @@ class Reindex:
                         group.create_task(copy(document))
             except* HeadraceError as failed:
                 raise failed.exceptions[0] from None
-        return len(todo)
+        return todo
 
     async def _copy(self, source: str, document: Document) -> None:
         tenant, document_id = document
         states = await self._vectors.states(source, tenant=tenant, document_id=document_id)
-        points = await self._vectors.list_document(source, tenant=tenant, document_id=document_id)
-        current = [state for state in states if state.visible or state.version == DELETED]
-        if not current:
+        held = Held()
+        for state in states:
+            held = held.and_point(state)
+        if held == Held():
             return
+        points = await self._vectors.list_document(source, tenant=tenant, document_id=document_id)
+        points = () if held.deleted else points
         former = DocumentEmbedded(
             job_id=f"reindex {self._collection}",
             tenant=tenant,
@@ -149,8 +182,8 @@ class Reindex:
             collection=self._collection,
             op="upsert" if points else "delete",
             uri=points[0].uri if points else None,
-            revision=max(state.revision for state in current),
-            children=max(state.children for state in current),
+            revision=held.revision,
+            children=held.children,
             model=source,
             dimensions=self._embedder.dimensions,
             chunks=tuple(

@@ -2,8 +2,8 @@
 
 Guarantee: an upload is left out only if the one before it, of the same document, had the same content, and the index
 holds every chunk of it, made by the same model and in the same way. Its job ends as any other does. Whatever is not
-known for certain is done: an upload whose content is not known before it is read, what was redriven, and everything
-after a loss of state or index. Uploads of one document keep their order.
+known for certain is done: an upload whose content is not known before it is read, what was redriven, what has had
+attachments, and everything after a loss of state or index. Uploads of one document keep their order.
 
 State: hash buckets of what was last uploaded of each document, the newest MOST of each; and offload's pending uploads.
 Dead letters: an index that stayed out of reach.
@@ -80,11 +80,12 @@ async def held_chunks(
 ) -> int | None:
     """How many chunks of this version the index holds, if it holds all of them and no others of the document.
 
-    They then are of this revision too, so that one between the two stays out when it comes late.
+    They then are of this revision too, so that one between the two stays out when it comes late. What has had
+    attachments is None, since those would have to be raised as well.
     """
     found = await vectors.states(name, tenant=upload.tenant, document_id=upload.document_id)
     wanted = f"{version}/{len(found)}"
-    if not found or not all(point.visible and point.version == wanted for point in found):
+    if not found or not all(point.visible and point.version == wanted and not point.children for point in found):
         return None
     older = [point.id for point in found if point.revision < revision]
     await vectors.show(name, older, tenant=upload.tenant, revision=revision)

@@ -126,6 +126,9 @@ class DocumentExtracted(DocumentEvent):
     media_type: str | None = Field(default=None, description="As found in the content: `application/pdf`.")
     title: str | None = Field(default=None, description="The document's own title.")
     sections: tuple[SectionMark, ...] = Field(default=(), description="Pages or headings, in order of `start`.")
+    attached: tuple[DocumentUploaded, ...] = Field(
+        default=(), description="Uploads of what is attached to it, due when it can be found itself."
+    )
     extracted_at: Timestamp = Field(default_factory=utc_now, description="When extraction ended.")
 
 
@@ -153,6 +156,9 @@ class DocumentEmbedded(DocumentEvent):
     chunks: tuple[EmbeddedChunk, ...] | None = Field(default=None, description="The chunks, if they are few.")
     chunks_uri: str | None = Field(
         default=None, description="Claim check: where the chunks lie as a JSON array, if not."
+    )
+    attached: tuple[DocumentUploaded, ...] = Field(
+        default=(), description="Uploads of what is attached to it, due when it can be found itself."
     )
     embedded_at: Timestamp = Field(default_factory=utc_now, description="When embedding ended.")
 

@@ -1,6 +1,7 @@
 """Mails with attachments: each is a document of its own, and goes where its mail goes."""
 
 from email.message import EmailMessage
+from hashlib import sha256
 from pathlib import Path
 
 from connectors.kafka.record import Record
@@ -22,11 +23,15 @@ def mail(subject: str, *attachments: str | EmailMessage) -> EmailMessage:
     return message
 
 
-def deliver(mill: Mill, path: Path, message: EmailMessage | None, minute: int) -> list[MemoryTopics]:
-    """Upload a mail, or its delete, and let the flow run until nothing comes back to it."""
+def deliver(
+    mill: Mill, path: Path, message: EmailMessage | None, minute: int, *, announced: bool = False
+) -> list[MemoryTopics]:
+    """Upload a mail, with its digest if announced, or its delete; let the flow run until nothing comes back to it."""
+    fields = {"op": "delete"} if message is None else {"uri": path.as_uri()}
     if message is not None:
         path.write_bytes(message.as_bytes())
-    fields = {"op": "delete"} if message is None else {"uri": path.as_uri()}
+    if announced:
+        fields["sha256"] = sha256(path.read_bytes()).hexdigest()
     at = NOON.replace(minute=minute)
     upload = {"document_id": "mail", "job_id": f"job-{minute}", "uploaded_at": at} | fields
     runs = [mill.run(*records(mill, [DocumentUploaded.model_validate(upload)]))]
@@ -76,6 +81,30 @@ def test_a_late_mail_does_not_bring_its_attachments_back(mill: Mill, tmp_path: P
     deliver(mill, path, mail("second", "New."), 2)
     deliver(mill, path, mail("first", "Old.", "Older."), 1)
     assert [text for text in found(mill) if "From" not in text] == ["New."]
+
+
+def test_attachments_of_a_mail_that_cannot_be_indexed_are_not_found_before_it_is(mill: Mill, tmp_path: Path) -> None:
+    runs = deliver(mill, tmp_path / "a.eml", mail("Unembeddable", "Secret."), 1)
+    assert [letter.step for run in runs for letter in run.dead_letters()] == ["ingest.embed"]
+    assert found(mill) == []
+
+
+def test_a_new_version_that_cannot_be_indexed_leaves_the_attachments_of_the_old_one(mill: Mill, tmp_path: Path) -> None:
+    deliver(mill, tmp_path / "a.eml", mail("first", "One."), 1)
+    deliver(mill, tmp_path / "b.eml", mail("Unembeddable", "Two.", "Extra."), 2)
+    assert [text for text in found(mill) if "From" not in text] == ["One."]
+    deliver(mill, tmp_path / "b.eml", None, 3)
+    assert found(mill) == []
+
+
+def test_a_late_mail_does_not_replace_the_attachments_of_one_that_was_uploaded_again(
+    mill: Mill, tmp_path: Path
+) -> None:
+    new, old = mail("the new price list", "20 EUR."), mail("the old price list", "10 EUR.")
+    deliver(mill, tmp_path / "new.eml", new, 1, announced=True)
+    deliver(mill, tmp_path / "new.eml", new, 3, announced=True)
+    deliver(mill, tmp_path / "old.eml", old, 2, announced=True)
+    assert [text for text in found(mill) if "From" not in text] == ["20 EUR."]
 
 
 def test_one_bad_attachment_is_one_dead_letter_and_the_rest_is_found(mill: Mill, tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_a_clock_that_runs_years_ahead_does_not_keep_later_versions_out(mill: Mi
     assert mill.texts("d") == ["Later."]
 
 
+def test_a_version_from_before_1970_is_the_oldest_of_all(mill: Mill) -> None:
+    ancient = version(0, "Ancient.", uploaded_at=datetime(1902, 1, 1, tzinfo=UTC))
+    assert mill.ingest(ancient).dead_letters() == []
+    mill.ingest(version(1, "One."))
+    mill.ingest(ancient)
+    assert mill.texts("d") == ["One."]
+
+
 def test_versions_of_one_tenant_say_nothing_about_those_of_another(mill: Mill) -> None:
     mill.ingest(version(2, "Two.", tenant="acme"), version(1, "One."))
     assert mill.texts("d") == ["One."]

@@ -14,7 +14,7 @@ from connectors.vector_index.port import DocumentState, Hit, Point, PointState, 
 from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
 from operators.attached import child_id
 from operators.index import replace_document
-from schemas.documents import DocumentEmbedded, EmbeddedChunk
+from schemas.documents import DocumentEmbedded, DocumentUploaded, EmbeddedChunk
 from schemas.errors import Retryable
 from schemas.event import derive_id
 
@@ -220,8 +220,8 @@ def test_attachments_that_are_no_more_are_deleted_also_when_a_crash_kept_that_fr
 
         async def detached(document: DocumentEmbedded) -> list[tuple[str, int | None]]:
             replaced = await replace_document(document, inner)
-            assert all(each.op == "delete" and each.parent_id == "d" for each in replaced.detached)
-            return [(each.document_id, each.revision) for each in replaced.detached]
+            assert all(each.op == "delete" and each.parent_id == "d" for each in replaced.family)
+            return [(each.document_id, each.revision) for each in replaced.family]
 
         def ids(revision: int, *places: int) -> list[tuple[str, int | None]]:
             return [(child_id(family(1, 0), place), revision) for place in places]
@@ -229,10 +229,29 @@ def test_attachments_that_are_no_more_are_deleted_also_when_a_crash_kept_that_fr
         assert await detached(family(2, 3)) == []
         assert await detached(family(3, 1)) == ids(3, 1, 2)
         assert await detached(family(3, 1)) == ids(3, 1, 2)  # the replay after a crash
-        assert await detached(family(1, 5)) == ids(3, 3, 4)  # late: what it has brought back is newer than nothing
+        assert await detached(family(1, 5)) == []  # late
         assert await detached(family(4, 0, deleted=True)) == ids(4, 0, 1, 2)
         assert await detached(family(4, 0, deleted=True)) == ids(4, 0, 1, 2)
-        assert await detached(family(3, 1)) == []  # late as well, and each of its places has been deleted since
+        assert await detached(family(3, 1)) == []  # late as well
+        await inner.close()
+
+    asyncio.run(run())
+
+
+def test_attachments_are_uploaded_once_their_document_is_found_and_not_for_one_that_comes_late() -> None:
+    async def run() -> None:
+        inner = QdrantIndex(IN_MEMORY)
+        attached = DocumentUploaded(
+            job_id="k", document_id=child_id(family(2, 1), 0), parent_id="d", revision=2, text="One."
+        )
+        document = family(2, 1).model_copy(update={"attached": (attached,)})
+        failing = Failing(inner, [None, "before"], lambda: asyncio.sleep(0))
+        with suppress(Retryable):
+            await replace_document(document, failing)
+        assert (await replace_document(document, inner)).family == (attached,)
+        assert (await replace_document(document, inner)).family == (attached,)  # the replay after a crash
+        await replace_document(family(3, 1), inner)
+        assert (await replace_document(document, inner)).family == ()
         await inner.close()
 
     asyncio.run(run())

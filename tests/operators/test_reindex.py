@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from connectors.embedder.batcher import Rows
 from connectors.spaces import IndexedSpaces, held_in
 from connectors.vector_index.edge import EdgeIndex
-from connectors.vector_index.port import VectorIndex
+from connectors.vector_index.port import Point, VectorIndex
 from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
 from operators.embed import embed_again
-from operators.index import replace_document
+from operators.index import place_document, replace_document
 from operators.reindex import Reindex
 from schemas.documents import DocumentEmbedded, EmbeddedChunk
 from schemas.errors import Fatal, Poison, Retryable
@@ -40,13 +41,13 @@ class Model(HashEmbedder):
 OLD, NEW = held_in("documents", "old"), held_in("documents", "new")
 
 
-async def write(vectors: VectorIndex, model: Model, document_id: str, revision: int, *texts: str) -> None:
-    """As the index step does; without texts a delete."""
+def version(document_id: str, revision: int, *texts: str) -> DocumentEmbedded:
+    """By no model yet; without texts a delete."""
     chunks = tuple(
         EmbeddedChunk(chunk_id=derive_id(document_id, text), ordinal=n, text=text, vector=b"")
         for n, text in enumerate(texts)
     )
-    document = DocumentEmbedded(
+    return DocumentEmbedded(
         job_id="j",
         document_id=document_id,
         op="upsert" if texts else "delete",
@@ -55,8 +56,11 @@ async def write(vectors: VectorIndex, model: Model, document_id: str, revision: 
         dimensions=16,
         chunks=chunks,
     )
-    document = await embed_again(document, model)
-    await replace_document(document, vectors)
+
+
+async def write(vectors: VectorIndex, model: Model, document_id: str, revision: int, *texts: str) -> None:
+    """As a process does that has not noticed yet what serves."""
+    await replace_document(await embed_again(version(document_id, revision, *texts), model), vectors)
     if await vectors.serving("documents") is None:
         await vectors.serve("documents", held_in("documents", model.model))
 
@@ -164,6 +168,103 @@ def test_what_is_written_under_the_old_model_while_it_goes_on_is_not_lost(index:
         vectors.serve = late  # type: ignore[method-assign]
         assert await work.run()
         assert await texts(vectors, new) == {"one": "a", "four": "b"}
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_a_write_that_ends_long_after_the_switch_is_found_under_the_new_model(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await filled(vectors, old)
+        began, switched, show = asyncio.Event(), asyncio.Event(), vectors.show
+
+        async def slow(collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+            if collection == OLD:
+                began.set()
+                await switched.wait()
+            await show(collection, ids, tenant=tenant, revision=revision)
+
+        vectors.show = slow  # type: ignore[method-assign]
+        document = await embed_again(version("late", 9, "four"), old)
+        spaces = IndexedSpaces(vectors, [lambda: old, lambda: new])
+        writing = asyncio.create_task(place_document(document, vectors, spaces))
+        await began.wait()
+        assert await Reindex("documents", new, vectors, silent, settle_s=0.0).run()
+        switched.set()
+        assert (await writing).indexed.model == "new"
+        assert (await texts(vectors, new))["four"] == "late"
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+async def gone(*_: object, **__: object) -> None:
+    raise Retryable("killed")
+
+
+def test_a_delete_that_was_cut_short_is_copied_as_a_delete_and_does_not_hold_the_reindex_up(
+    index: Callable[[], VectorIndex],
+) -> None:
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await filled(vectors, old)
+        delete, vectors.delete_document = vectors.delete_document, gone  # type: ignore[method-assign]
+        with pytest.raises(Retryable, match="killed"):
+            await write(vectors, old, "a", 5)
+        work = Reindex("documents", new, vectors, silent, settle_s=0.0)
+        with pytest.raises(Retryable, match="killed"):
+            await work.run()  # which is cut short in the same place, in the new collection
+        vectors.delete_document = delete  # type: ignore[method-assign]
+        assert await work.run()
+        assert await texts(vectors, new) == {"three": "b"}
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_documents_that_cannot_be_brought_over_are_named_and_the_reindex_ends(
+    index: Callable[[], VectorIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("operators.reindex.PASSES", 2)
+
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await write(vectors, old, "b", 1, "three")
+        upsert = vectors.upsert
+
+        async def differing(collection: str, points: Sequence[Point]) -> None:
+            await upsert(collection, [replace(point, children=7) for point in points])
+
+        vectors.upsert = differing  # type: ignore[method-assign]
+        with pytest.raises(
+            Retryable, match=r"served by new, but 1 of its documents still differ .* b \(tenant default"
+        ):
+            await Reindex("documents", new, vectors, silent, settle_s=0.0).run()
+        await vectors.close()
+
+    asyncio.run(run())
+
+
+def test_a_reindex_that_was_stopped_while_it_settled_is_resumed_and_then_done(index: Callable[[], VectorIndex]) -> None:
+    async def run() -> None:
+        vectors, old, new = index(), Model("old"), Model("new")
+        await filled(vectors, old)
+        work = Reindex("documents", new, vectors, silent, settle_s=600.0)
+        assert await work.serving() == "the former model"
+        running = asyncio.create_task(work.run())
+        async with asyncio.timeout(60):
+            while await vectors.serving("documents") != NEW:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert await work.serving() == "new"
+        await write(vectors, old, "late", 9, "four")  # by a process that has not noticed yet
+        with pytest.raises(Fatal, match="has not taken everything over"):
+            await Reindex("documents", Model("newer"), vectors, silent, settle_s=0.0).run()
+        assert await Reindex("documents", new, vectors, silent, settle_s=0.0).run()
+        assert (await texts(vectors, new))["four"] == "late"
+        assert not await Reindex("documents", new, vectors, silent, settle_s=0.0).run()
         await vectors.close()
 
     asyncio.run(run())
