@@ -1,7 +1,8 @@
 """Dead letters to their topics: the way out of a flow for what did not work.
 
 Guarantee: every dead letter is delivered to `<topic>.dlq` before the flow's next snapshot, or the flow stops; its job's
-status becomes dead_lettered, and what was reserved for it is freed. State: none.
+status becomes dead_lettered, and what was reserved for it is freed. A message that is too large for its letter is left
+out of it: a letter that its topic refused would stop the flow at every restart. State: none.
 """
 
 from collections.abc import Iterable
@@ -16,11 +17,14 @@ from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.jobs import JobState, StatusChanged
-from schemas.topics import dead_letter_topic
+from schemas.topics import DEAD_LETTER_MAX_BYTES, dead_letter_topic
 from schemas.usage import TokensUsed
 
+FRAMING_BYTES = 16 * 1024  # what a record has besides key and value: its headers, and Kafka's own fields; some 600
 
-def _records(letter: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
+
+def _records(buried: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
+    letter = buried.fitting(DEAD_LETTER_MAX_BYTES - FRAMING_BYTES)
     if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
         unused = TokensUsed(
             job_id=letter.job_id, tenant=letter.tenant, root_job_id=letter.job_id, admission_id=letter.admission_id
