@@ -5,52 +5,19 @@ status becomes dead_lettered, and what was reserved for it is freed. A message t
 out of it: a letter that its topic refused would stop the flow at every restart. State: none.
 """
 
-from collections.abc import Iterable
-
 import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
-from connectors.kafka.record import OutgoingRecord
 from operators.outcome import flow_step
-from operators.produce import outgoing
+from operators.produce import letter_records
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.jobs import JobState, StatusChanged
-from schemas.topics import DEAD_LETTER_MAX_BYTES, dead_letter_topic
-from schemas.usage import TokensUsed
-
-FRAMING_BYTES = 16 * 1024  # what a record has besides key and value: its headers, and Kafka's own fields; some 600
-
-
-def _records(buried: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
-    letter = buried.fitting(DEAD_LETTER_MAX_BYTES - FRAMING_BYTES)
-    if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
-        unused = TokensUsed(
-            job_id=letter.job_id, tenant=letter.tenant, root_job_id=letter.job_id, admission_id=letter.admission_id
-        )
-        yield outgoing(unused, step=step)
-    yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
-    if not letter.ends_job:
-        return
-    yield outgoing(
-        StatusChanged(
-            job_id=letter.job_id,
-            tenant=letter.tenant,
-            document_id=letter.document_id,
-            state=JobState.DEAD_LETTERED,
-            step=letter.step,
-            attempt=letter.attempts,
-            detail=letter.message,
-            retryable=letter.retryable,
-        ),
-        step=step,
-    )
 
 
 @operator
 def dead_letter(step_id: str, *ups: KeyedStream[DeadLetter], runtime: Runtime) -> None:
     """Write the dead letters of all steps of a flow."""
     step = flow_step(step_id)
-    records = op.flat_map_value("records", op.merge("all", *ups), lambda letter: _records(letter, step))
+    records = op.flat_map_value("records", op.merge("all", *ups), lambda letter: letter_records(letter, step=step))
     op.output("write", records, runtime.topics.sink())

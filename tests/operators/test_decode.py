@@ -22,7 +22,7 @@ from schemas.documents import DocumentUploaded
 from schemas.errors import Poison
 from schemas.event import JobEvent
 from schemas.jobs import JobState
-from schemas.requests import PROMPT_MAX_CHARS, RequestSubmitted
+from schemas.requests import PROMPT_MAX_CHARS, TOOLS_MAX_CHARS, RequestSubmitted
 from schemas.topics import DEAD_LETTER_MAX_BYTES
 from tests.memory_topics import MemoryTopics, record
 
@@ -135,6 +135,26 @@ def test_a_message_without_headers_is_accepted_by_its_topic() -> None:
     ("payload", "says"),
     [
         ({"prompt": "x" * 200_000}, f"200000 characters; the limit is {PROMPT_MAX_CHARS}"),
+        (
+            {"prompt": "?", "tools": [{"name": f"t{n}", "parameters": {"x": "y" * 60_000}} for n in range(2)]},
+            f"characters as JSON; the limit is {TOOLS_MAX_CHARS}",
+        ),
+        (
+            {
+                "messages": [
+                    *[
+                        {
+                            "role": "assistant",
+                            "content": "",
+                            "tool_call": {"call_id": "i" * 256, "tool": "t", "arguments": ""},
+                        }
+                    ]
+                    * 400,
+                    {"role": "user", "content": "?"},
+                ]
+            },
+            f"102801 characters; the limit is {PROMPT_MAX_CHARS}",
+        ),
         ({"prompt": "x", "kind": "poem"}, "kind: Input should be 'answer' or 'generate'"),
         ({}, "exactly one of prompt and messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
