@@ -143,10 +143,8 @@ class RequestSubmitted(JobEvent):
 
     @property
     def prompt_chars(self) -> int:
-        """Size of all turns together, in characters."""
-        if self.prompt is not None:
-            return len(self.prompt)
-        return sum(len(turn.content) + (len(turn.tool_call.arguments) if turn.tool_call else 0) for turn in self.turns)
+        """Size of all that is sent to the model, in characters: every turn, and every tool."""
+        return sum(turn.chars for turn in self.turns) + sum(tool.chars for tool in self.tools)
 
     @property
     def root(self) -> str:
