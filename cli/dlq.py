@@ -220,9 +220,11 @@ def redrive(  # noqa: PLR0913  # one per option
             "redriven": done,
             "skipped_by_cap": len(plan.capped),
             "skipped_not_retryable": plan.not_retryable,
+            "skipped_without_message": len(plan.without_message),
             "already_redriven": plan.already_redriven,
             "would_redrive": sorted(plan.ids) if dry_run else [],
             "capped": list(plan.capped),
+            "without_message": list(plan.without_message),
             "unreadable": plan.unreadable,
         }
         click.echo(_dumped(report))
@@ -342,8 +344,12 @@ def _shown(found: FoundLetter, *, full: bool) -> Iterator[str]:
     yield f"Headers ({len(letter.message_headers)})"
     yield from (f"  {printable(header.name)}: {_bytes(header.value)}" for header in letter.message_headers)
     yield ""
-    yield f"Payload ({len(letter.message_value or b''):,} bytes)"
-    yield from _payload(letter.message_value, full=full)
+    if letter.left_out_bytes is None:
+        yield f"Payload ({len(letter.message_value or b''):,} bytes)"
+        yield from _payload(letter.message_value, full=full)
+    else:
+        yield f"Payload ({letter.left_out_bytes:,} bytes, left out: too large for a dead letter)"
+        yield f"  sha256 {letter.left_out_sha256}; it is only at {printable(letter.place)}"
 
 
 def _fields(letter: DeadLetter, state: str) -> Iterator[tuple[str, str]]:
@@ -354,7 +360,10 @@ def _fields(letter: DeadLetter, state: str) -> Iterator[tuple[str, str]]:
     yield "redrives", f"{letter.redrives} before this failure"
     yield "first failed at", f"{at(letter.first_failed_at)} UTC"
     yield "last failed at", f"{at(letter.failed_at)} UTC"
-    yield "retryable", "yes" if letter.retryable else "no: it can never work as it is"
+    if letter.left_out_bytes is not None:
+        yield "retryable", "no: its message is not in it, so a redrive has nothing to produce"
+    else:
+        yield "retryable", "yes" if letter.retryable else "no: it can never work as it is"
     yield (
         "job",
         printable(letter.job_id) + ("" if letter.ends_job else " (which goes on; only this message was refused)"),
@@ -362,7 +371,7 @@ def _fields(letter: DeadLetter, state: str) -> Iterator[tuple[str, str]]:
     yield "tenant", letter.tenant
     if letter.document_id is not None:
         yield "document", printable(letter.document_id)
-    yield "message", f"{printable(letter.topic)}, partition {letter.partition}, offset {letter.offset}"
+    yield "message", printable(letter.place)
     yield "key", _bytes(letter.message_key)
 
 
@@ -380,5 +389,11 @@ def _report(plan: RedrivePlan, done: int, *, dry_run: bool, max_redrives: int) -
     if plan.capped:
         yield f"left out {len(plan.capped)} that were redriven {max_redrives} times or more (--max-redrives):"
         yield from (f"  {letter_id}" for letter_id in plan.capped)
+    if plan.without_message:
+        yield (
+            f"left out {len(plan.without_message)} that cannot be redriven: their messages were too large for them, "
+            "and are only where headrace dlq show says; send them anew:"
+        )
+        yield from (f"  {letter_id}" for letter_id in plan.without_message)
     if plan.unreadable:
         yield f"{plan.unreadable} records on these topics are no dead letters, and were left out"

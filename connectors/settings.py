@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     guard_jobs: int = Field(default=100, ge=1, description="Jobs under one root job.")
     guard_tokens: int = Field(default=1_000_000, ge=1, description="Tokens used under one root job.")
     guard_repeats: int = Field(default=3, ge=1, description="How often the same is asked under one root job.")
-    guard_prompt_chars: int = Field(default=50_000, ge=1, description="Characters of one prompt.")
+    guard_prompt_chars: int = Field(default=50_000, ge=1, description="Characters of one prompt, with its tools.")
     review_days: float = Field(default=7.0, gt=0, le=365, description="Days until an undecided review ends its job.")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="Port for Prometheus, on all interfaces; none by default."

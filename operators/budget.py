@@ -7,6 +7,9 @@ budget come through budgets.config, and hold from the next request on.
 Over budget, by the tenant's policy: `reject` is a dead letter that says why and when to come back; `defer` holds the
 request back, in order of arrival, until there is room or its deadline has passed; `alert` lets it through and says so.
 
+Of two budgets of a tenant the one that was decided later holds, in whatever order they are read: a start reads the
+newest before the flow reads the former ones again.
+
 State, per tenant: its account, its budget, and what it has deferred. Dead letters: rejected requests; more deferred
 ones than `max_deferred`; a budget in money where no prices are known (the former budget stays).
 """
@@ -69,6 +72,12 @@ class BudgetPolicy:
     initial: Mapping[str, BudgetChanged] = field(default_factory=dict)
     """By tenant: what budgets.config held at the start, so that no request comes before its budget."""
 
+    def refusal(self, changed: BudgetChanged) -> str | None:
+        """Why this budget cannot hold."""
+        if any(window.money is not None for window in changed.windows or ()) and not self.prices.by_model:
+            return "the budget is in money, and no prices are known: set HEADRACE_PRICES; the former budget stays"
+        return None
+
 
 @dataclass(frozen=True)
 class Charge(Generic[X]):
@@ -108,6 +117,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def __init__(self, step: _Step[X], resume: _Snapshot | None) -> None:
         self._step = step
         self._changed: BudgetChanged | None = None
+        self._began = False
         self._deferred: deque[_Deferred[X]] = deque()
         self._resume_at: float | None = None  # when the first of them may have room
         if resume is None:
@@ -120,7 +130,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             )
         self._account = Account.restored(step.policy.default, account)
         if changed is not None:
-            self._adopt(BudgetChanged.model_validate_json(changed))
+            self._adopt_known(BudgetChanged.model_validate_json(changed))
         for key, plain in deferred:
             try:
                 envelope = step.codec.validate_python(plain)
@@ -167,22 +177,43 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def _change(
         self, key: str, envelope: Envelope[BudgetChanged], changed: BudgetChanged
     ) -> Iterator[tuple[str, object]]:
-        if any(window.money is not None for window in changed.windows or ()) and not self._step.policy.prices.by_model:
-            reason = "the budget is in money, and no prices are known: set HEADRACE_PRICES; the former budget stays"
+        reason = self._step.policy.refusal(changed)
+        if reason is not None:
             yield key, bury(envelope.job, envelope.record, Refused(reason), step=self._step.name)
             return
+        changed = changed.written(envelope.record.timestamp)
+        self._begin(changed.tenant)
+        if self._is_former(changed):
+            return  # budgets.config keeps former versions until they are compacted, some for good
         self._adopt(changed)
         log.info("budget changed", tenant=changed.tenant, policy=changed.policy, windows=len(changed.windows or ()))
+
+    def _begin(self, tenant: str) -> None:
+        """Once, before anything else: what was known at the start holds, unless the snapshot knows better."""
+        if self._began:
+            return
+        self._began = True
+        initial = self._step.policy.initial.get(tenant)
+        if initial is not None and not self._is_former(initial):
+            self._adopt_known(initial)
+
+    def _is_former(self, changed: BudgetChanged) -> bool:
+        return self._changed is not None and changed.changed_at < self._changed.changed_at
+
+    def _adopt_known(self, changed: BudgetChanged) -> None:
+        """Of what was accepted once, or is known without its message; prices may be gone since."""
+        reason = self._step.policy.refusal(changed)
+        if reason is None:
+            self._adopt(changed)
+        else:
+            log.warning("budget refused", tenant=changed.tenant, reason=reason)
 
     def _adopt(self, changed: BudgetChanged) -> None:
         self._changed = changed
         self._account.budget = changed.budget or self._step.policy.default
 
     def _request(self, key: str, envelope: Envelope[X], now: float) -> Iterator[tuple[str, object]]:
-        if self._changed is None:
-            initial = self._step.policy.initial.get(envelope.job.tenant)
-            if initial is not None:
-                self._adopt(initial)
+        self._begin(envelope.job.tenant)
         charge, policy = self._step.charge, self._account.budget.policy
         deferred = _Deferred(key, envelope, charge.admission(envelope), charge.cost(envelope.body))
         if any(each.admission_id == deferred.admission_id for each in self._deferred):

@@ -18,7 +18,7 @@ from operators.outcome import Outcome, bury, flow_step, split
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Poison, Refused
-from schemas.event import JobEvent, derive_id, utc_now
+from schemas.event import IDENTIFIER_MAX_CHARS, JobEvent, derive_id, utc_now
 
 E = TypeVar("E", bound=JobEvent)
 
@@ -71,7 +71,8 @@ def salvage_job(record: Record) -> Job:
     except ValidationError:
         identity = JobEvent.model_validate(fallback)
     document_id = fields.get("document_id")
-    return Job(identity.job_id, identity.tenant, document_id if isinstance(document_id, str) else None)
+    named = isinstance(document_id, str) and len(document_id) <= IDENTIFIER_MAX_CHARS
+    return Job(identity.job_id, identity.tenant, document_id if named else None)
 
 
 @operator

@@ -1,9 +1,11 @@
 """Events to Kafka: the way out of a flow for what worked.
 
-Guarantee: an event taken is delivered before the flow's next snapshot, or the flow stops. State: none.
+Guarantee: an event taken is delivered before the flow's next snapshot, or the flow stops. State: none. Dead letters,
+which it writes itself: a message whose event is larger than its topic takes, and would stop the flow at every restart.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import bytewax.operators as op
@@ -12,19 +14,51 @@ from bytewax.operators import KeyedStream
 
 from connectors.kafka.record import OutgoingRecord
 from operators.envelope import Envelope
-from operators.outcome import flow_step
+from operators.outcome import bury, flow_step
 from operators.runtime import Runtime
+from schemas.dead_letter import DeadLetter
+from schemas.errors import Poison
 from schemas.event import Event
 from schemas.jobs import JobState, StatusChanged
-from schemas.topics import topic_of
+from schemas.topics import DEAD_LETTER_MAX_BYTES, EVENT_MAX_BYTES, dead_letter_topic, topic_of
+from schemas.usage import TokensUsed
 
 E = TypeVar("E", bound=Event)
+
+TRACEPARENT_MAX_CHARS = 256  # those of version 00 have 55; anybody may send this header, and it is passed on
+FRAMING_BYTES = 16 * 1024  # what a record has besides key and value: its headers, and Kafka's own fields; some 600
 
 
 def outgoing(event: Event, *, step: str, topic: str | None = None, traceparent: str | None = None) -> OutgoingRecord:
     """The record of an event: its topic (by the catalogue, unless given), key, JSON and CloudEvents headers."""
     headers = event.headers(source=f"headrace/{step}", traceparent=traceparent)
     return OutgoingRecord(topic or topic_of(type(event)).name, event.key_bytes, event.encode(), headers)
+
+
+def letter_records(buried: DeadLetter, *, step: str) -> Iterator[OutgoingRecord]:
+    """A dead letter, and what it means for its job: nothing stays reserved for it, and its status is the last one."""
+    letter = buried.fitting(DEAD_LETTER_MAX_BYTES - FRAMING_BYTES)
+    if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
+        unused = TokensUsed(
+            job_id=letter.job_id, tenant=letter.tenant, root_job_id=letter.job_id, admission_id=letter.admission_id
+        )
+        yield outgoing(unused, step=step)
+    yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
+    if not letter.ends_job:
+        return
+    yield outgoing(
+        StatusChanged(
+            job_id=letter.job_id,
+            tenant=letter.tenant,
+            document_id=letter.document_id,
+            state=JobState.DEAD_LETTERED,
+            step=letter.step,
+            attempt=letter.attempts,
+            detail=letter.message,
+            retryable=letter.retryable,
+        ),
+        step=step,
+    )
 
 
 @operator
@@ -37,6 +71,8 @@ def produce(
     before: Callable[[Envelope[E]], Iterable[Event]] | None = None,
 ) -> None:
     """Write each body to the topic of `event`; where that topic ends the job, its status becomes completed.
+
+    A body that is too large for it is a dead letter instead, whatever the topic's own max.message.bytes.
 
     `published` is called with the keys of events that the broker has acknowledged; nobody waits for it. What `before`
     gives is written before the event itself, so that it is there when that is published.
@@ -57,9 +93,19 @@ def produce(
     def records(envelope: Envelope[E]) -> Iterable[OutgoingRecord]:
         if before is not None:
             yield from (outgoing(each, step=step) for each in before(envelope))
-        yield outgoing(envelope.body, step=step, traceparent=envelope.record.header("traceparent"))
+        job = envelope.job
+        traceparent = envelope.record.header("traceparent")
+        if traceparent is not None and len(traceparent) > TRACEPARENT_MAX_CHARS:
+            traceparent = None
+        record = outgoing(envelope.body, step=step, traceparent=traceparent)
+        if len(record.value) > EVENT_MAX_BYTES:
+            size = f"{len(record.value):,} bytes, and {topic.name} takes {EVENT_MAX_BYTES:,}"
+            error = Poison(f"its {event.__name__} would have {size}: ask for less at once")
+            settled = job if before is None else replace(job, admission_id=None)  # by what came before
+            yield from letter_records(bury(settled, envelope.record, error, step=step), step=step)
+            return
+        yield record
         if ends_job:  # after the result, on the same producer: who sees "completed" can read the result
-            job = envelope.job
             yield outgoing(
                 StatusChanged(
                     job_id=job.job_id,

@@ -1,5 +1,6 @@
 """The budgets.config topic: how much a tenant may use."""
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -71,7 +72,8 @@ class Budget(BaseModel):
 class BudgetChanged(JobEvent):
     """A tenant's budget from now on. Produced by whoever manages tenants, read by `answer`; keyed by `tenant`.
 
-    It replaces the former one as a whole. Without `windows`, and after a tombstone, the default applies again.
+    It replaces the former one as a whole; of two, the one that was decided later holds. Without `windows`, and after a
+    tombstone, the default applies again.
     """
 
     model_config = ConfigDict(json_schema_extra=lambda schema: schema.update(required=[]))
@@ -89,7 +91,10 @@ class BudgetChanged(JobEvent):
     max_deferred: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=DEFERRED, description="How many jobs may be held back at once; more are given up."
     )
-    changed_at: Timestamp = Field(default_factory=utc_now, description="When it was decided.")
+    changed_at: Timestamp = Field(
+        default_factory=utc_now,
+        description="When it was decided; if absent, or later than that, the time of its message in Kafka.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +105,7 @@ class BudgetChanged(JobEvent):
 
     @property
     def key(self) -> str:
-        """The last one of a tenant holds."""
+        """Changes of a tenant's budget keep their order."""
         return self.tenant
 
     @property
@@ -109,6 +114,11 @@ class BudgetChanged(JobEvent):
         if self.windows is None:
             return None
         return Budget(windows=self.windows, policy=self.policy, max_deferred=self.max_deferred)
+
+    def written(self, at: datetime) -> Self:
+        """As it was when its message was written: the same whenever that is read, and never from the future."""
+        said = self.changed_at if "changed_at" in self.model_fields_set else at
+        return self.model_copy(update={"changed_at": min(said, at)})
 
     @classmethod
     def of_tombstone(cls, key: bytes | None) -> Self | None:

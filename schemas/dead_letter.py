@@ -1,11 +1,12 @@
 """The <topic>.dlq topics: what could not be done, with everything that is needed to do it again."""
 
+import hashlib
 from datetime import datetime
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.event import Base64Bytes, Identifier, JobEvent, Timestamp, derive_id, utc_now
+from schemas.event import Base64Bytes, Identifier, JobEvent, Sha256, Timestamp, derive_id, utc_now
 
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
@@ -32,8 +33,9 @@ class Header(BaseModel):
 class DeadLetter(JobEvent):
     """A message that a step gave up on. Produced by every flow to `<topic>.dlq`, under the original key.
 
-    `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again.
-    Only a turn that a tool had answered has one header more: that answer, so that its redrive goes on with the same.
+    `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again. Only a
+    turn that a tool had answered has one header more: that answer, so that its redrive goes on with the same. A message
+    that is too large for its dead letter is left out of it, and is only where it was: that letter cannot be redriven.
     """
 
     TYPE: ClassVar[str] = "headrace.dead-letter.v1"
@@ -44,6 +46,10 @@ class DeadLetter(JobEvent):
     message_key: Base64Bytes | None = Field(default=None, description="The original key.")
     message_value: Base64Bytes | None = Field(default=None, description="The original value.")
     message_headers: tuple[Header, ...] = Field(default=(), description="The original headers, in order.")
+    left_out_bytes: int | None = Field(
+        default=None, ge=0, description="Size of the original value, if the message was too large to be carried."
+    )
+    left_out_sha256: Sha256 | None = Field(default=None, description="Of the value that was left out.")
     produced_at: Timestamp | None = Field(
         default=None, description="When the original message was first produced, by its Kafka timestamp."
     )
@@ -75,6 +81,35 @@ class DeadLetter(JobEvent):
     def event_id(self) -> str:
         """One id per original message and step."""
         return derive_id(self.TYPE, self.topic, str(self.partition), str(self.offset), self.step)
+
+    @property
+    def place(self) -> str:
+        """Where the original message is, as long as its topic keeps it."""
+        return f"{self.topic}, partition {self.partition}, offset {self.offset}"
+
+    def fitting(self, max_bytes: int) -> "DeadLetter":
+        """This letter; one without its message if the record would be larger than that, as a compressed one makes it.
+
+        Key and headers stay if they fit.
+        """
+        if self._record_bytes <= max_bytes:
+            return self
+        value = self.message_value or b""
+        letter = self.model_copy(
+            update={
+                "message_value": None,
+                "left_out_bytes": len(value),
+                "left_out_sha256": hashlib.sha256(value).hexdigest(),
+                "retryable": False,
+            }
+        )
+        if letter._record_bytes <= max_bytes:  # noqa: SLF001  # its own
+            return letter
+        return letter.model_copy(update={"message_key": None, "message_headers": ()})
+
+    @property
+    def _record_bytes(self) -> int:
+        return len(self.key_bytes) + len(self.encode())
 
     @property
     def redrives(self) -> int:

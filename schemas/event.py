@@ -54,7 +54,10 @@ Base64Bytes = Annotated[
 ]
 """Bytes that are standard base64 in JSON."""
 
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+IDENTIFIER_MAX_CHARS = 256
+Identifier = Annotated[
+    str, StringConstraints(min_length=1, max_length=IDENTIFIER_MAX_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 """An id chosen by a producer: printable, at most 256 characters."""
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -320,7 +320,12 @@ class _Case:
     def escalate(self) -> Iterator[str]:
         for each in self.open:
             letter = each.letter
-            if not letter.retryable:
+            if letter.left_out_bytes is not None:
+                yield (
+                    f"dead letter {letter.event_id} cannot be redriven: its message, of {letter.left_out_bytes:,} "
+                    f"bytes, was too large for it and is only at {letter.place}; submit it anew: {letter.message}"
+                )
+            elif not letter.retryable:
                 yield (
                     f"dead letter {letter.event_id} is {letter.error_class}: the message has to change before it is "
                     f"submitted again: {letter.message}"
@@ -389,6 +394,8 @@ class _Case:
 
     def _user_sees_no_way_on(self) -> str:
         newest = max(self.open, key=lambda each: each.letter.failed_at, default=None)
-        if newest is None or newest.letter.retryable:  # whose reason is about our parts, not about what the user sent
+        if (
+            newest is None or newest.letter.error_class == "retryable"
+        ):  # whose reason is about our parts, not about what the user sent
             return f"Your {self.kind} could not be processed; our support looks into it."
         return f"Your {self.kind} could not be processed: {newest.letter.message.rstrip('.')}."

@@ -13,6 +13,8 @@ PROMPT_MAX_CHARS = 100_000
 """All messages of a request together. About 25,000 tokens of English: more than a retrieval prompt needs, and far below
 a Kafka message's usual 1 MB limit."""
 
+TOOLS_MAX_CHARS = 100_000
+"""All tools of a request together, as JSON. Sent with every turn, and part of every event on tools.requested."""
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """As OpenAI's chat completions allow them."""
@@ -28,6 +30,11 @@ class Tool(BaseModel):
     parameters: dict[str, JsonValue] = Field(
         default={"type": "object", "properties": {}}, description="JSON Schema of its arguments."
     )
+
+    @property
+    def chars(self) -> int:
+        """Size of its JSON."""
+        return len(self.model_dump_json())
 
 
 class ToolCall(BaseModel):
@@ -58,6 +65,13 @@ class ChatMessage(BaseModel):
             raise ValueError("a tool's message, and no other, names its tool_call_id")
         return self
 
+    @property
+    def chars(self) -> int:
+        """Size of what is said, asked for and named."""
+        call = self.tool_call
+        asked = 0 if call is None else len(call.call_id) + len(call.tool) + len(call.arguments)
+        return len(self.content) + asked + len(self.tool_call_id or "")
+
 
 def _describe_derived(schema: JsonDict) -> None:
     """Say in JSON Schema what the validators below do."""
@@ -86,7 +100,10 @@ class RequestSubmitted(JobEvent):
     passages: Annotated[int, Field(ge=1, le=50)] = Field(default=6, description="How many passages to retrieve.")
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = Field(default=512, description="Limit on completion tokens.")
     tools: tuple[Tool, ...] = Field(
-        default=(), max_length=32, description="What the model may ask for; each call is an event on tools.requested."
+        default=(),
+        max_length=32,
+        description="What the model may ask for, 100,000 characters of JSON at most; each call is an event on "
+        "tools.requested.",
     )
     deadline_at: Timestamp | None = Field(default=None, description="After this the answer is of no use.")
     depth: Annotated[int, Field(ge=0)] = Field(default=0, description="How many inferences led to this one.")
@@ -112,9 +129,12 @@ class RequestSubmitted(JobEvent):
             raise ValueError("exactly one of prompt and messages is needed")
         if self.messages is not None and self.messages[-1].role not in {"user", "tool"}:
             raise ValueError(f"the last message must be the user's or a tool's, not the {self.messages[-1].role}'s")
-        size = self.prompt_chars
+        size = sum(turn.chars for turn in self.turns)
         if size > PROMPT_MAX_CHARS:
             raise ValueError(f"the prompt has {size} characters; the limit is {PROMPT_MAX_CHARS}")
+        size = sum(tool.chars for tool in self.tools)
+        if size > TOOLS_MAX_CHARS:
+            raise ValueError(f"the tools have {size} characters as JSON; the limit is {TOOLS_MAX_CHARS}")
         return self
 
     @model_validator(mode="after")
@@ -133,10 +153,8 @@ class RequestSubmitted(JobEvent):
 
     @property
     def prompt_chars(self) -> int:
-        """Size of all turns together, in characters."""
-        if self.prompt is not None:
-            return len(self.prompt)
-        return sum(len(turn.content) + (len(turn.tool_call.arguments) if turn.tool_call else 0) for turn in self.turns)
+        """Size of all that is sent to the model, in characters: every turn, and every tool."""
+        return sum(turn.chars for turn in self.turns) + sum(tool.chars for tool in self.tools)
 
     @property
     def root(self) -> str:

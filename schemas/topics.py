@@ -20,8 +20,11 @@ FOREVER = -1
 
 DAY_MS = 24 * 60 * 60 * 1000
 DEAD_LETTER_MAX_BYTES = 4 * 1024 * 1024
-"""A dead letter carries its message in base64: the largest that a broker takes by default, 1 MiB, makes 1.4 MiB. One
-that its topic refused would stop the flow at every restart."""
+"""A dead letter carries its message in base64: the largest that a broker takes by default, 1 MiB, makes 1.4 MiB. A
+broker measures what is compressed, so a message may be far larger: then its letter leaves it out."""
+
+EVENT_MAX_BYTES = 1_000_000
+"""Of an event's JSON. A broker takes batches of 1,048,588 bytes by default, key, headers and framing included."""
 
 
 @dataclass(frozen=True)

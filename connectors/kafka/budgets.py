@@ -10,7 +10,10 @@ from schemas.topics import topic_of
 
 
 def read_budgets(bootstrap: str, config: Mapping[str, str] | None = None) -> dict[str, BudgetChanged]:
-    """The last valid budget of each tenant on budgets.config. Raises Retryable if no broker answers within 10 s."""
+    """Of each tenant the valid budget on budgets.config that was decided last.
+
+    Raises Retryable if no broker answers within 10 s.
+    """
     topic = topic_of(BudgetChanged).name
     budgets: dict[str, BudgetChanged] = {}
     with TopicReader(bootstrap, config) as reader:
@@ -23,6 +26,10 @@ def read_budgets(bootstrap: str, config: Mapping[str, str] | None = None) -> dic
                 )
             except ValidationError:
                 continue  # the flow itself makes a dead letter of it
-            if changed is not None:
+            if changed is None:
+                continue
+            changed = changed.written(record.timestamp)
+            former = budgets.get(changed.tenant)
+            if former is None or changed.changed_at >= former.changed_at:
                 budgets[changed.tenant] = changed
     return budgets

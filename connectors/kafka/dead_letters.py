@@ -2,8 +2,9 @@
 
 Guarantee of a redrive: the original key, value and headers are produced byte for byte to the original topic, and only
 the counter `headrace_redrives` grows. The marker on `dead_letters.redriven` is written after the message is durable. A
-letter with a marker is never redriven again. A crash between the two repeats the message with the same counter, so
-that the ledger drops the repeat. The same holds for two redrives that run at once.
+letter with a marker is never redriven again, and one whose message was too large for it never at all. A crash between
+the two repeats the message with the same counter, so that the ledger drops the repeat. The same holds for two redrives
+that run at once.
 
 Memory: an id per letter that was redriven in the last 90 days and per letter that matches; messages are streamed.
 """
@@ -114,6 +115,7 @@ class RedrivePlan:
     already_redriven: int
     not_retryable: int
     capped: tuple[str, ...]  # redriven too often already
+    without_message: tuple[str, ...]  # too large for their letters: nothing is there to be produced
     unreadable: int
 
 
@@ -126,6 +128,7 @@ class _Tally:
     already_redriven: int = 0
     not_retryable: int = 0
     capped: list[str] = field(default_factory=list)
+    without_message: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -200,9 +203,9 @@ class DeadLetters:
     def plan(self, wanted: LetterFilter, ids: Sequence[str] = (), *, max_redrives: int = MAX_REDRIVES) -> RedrivePlan:
         """Decide what to redrive, writing nothing: letters with these ids or beginnings of ids, else those that match.
 
-        Left out are: letters redriven before; letters that say they are not retryable, unless `ids` or the filter's
-        `error_class` name them; messages that were redriven `max_redrives` times. Raises Fatal if an id is unknown or
-        ambiguous, and if a topic that is needed is missing.
+        Left out are: letters redriven before; letters without their message, which was too large for them; letters that
+        say they are not retryable, unless `ids` or the filter's `error_class` name them; messages that were redriven
+        `max_redrives` times. Raises Fatal if an id is unknown or ambiguous, and if a topic that is needed is missing.
         """
         tally, reading = _Tally(), _Reading()
         found: dict[str, set[str]] = {prefix: set() for prefix in ids}
@@ -239,6 +242,7 @@ class DeadLetters:
             tally.already_redriven,
             tally.not_retryable,
             tuple(tally.capped),
+            tuple(tally.without_message),
             reading.unreadable,
         )
 
@@ -410,6 +414,8 @@ def _decide(
 ) -> None:
     if letter_id in redriven:
         tally.already_redriven += 1
+    elif letter.left_out_bytes is not None:
+        tally.without_message.append(letter_id)
     elif not letter.retryable and not insisted:
         tally.not_retryable += 1
     elif letter.redrives >= max_redrives:

@@ -36,8 +36,7 @@ class ReliableProducer:
             {
                 "linger.ms": "5",
                 "queue.buffering.max.kbytes": "65536",  # librdkafka's 1 GB is more than a pod has
-                # The topic's own max.message.bytes decides; librdkafka's 1 MB would refuse a dead letter that carries,
-                # in base64, a message which Kafka had accepted.
+                # The topic's own max.message.bytes decides; librdkafka's 1 MB would refuse many a dead letter.
                 "message.max.bytes": "8388608",
                 "topic.metadata.propagation.max.ms": "10000",  # how long a topic may be unknown before its records fail
                 "partitioner": "murmur2_random",  # as Java clients do

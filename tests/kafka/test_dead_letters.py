@@ -71,6 +71,7 @@ def bury(bootstrap: str, tenant: str) -> Callable[..., DeadLetter]:
         step: str = "answer.infer",
         job_id: str | None = None,
         failed_at: datetime = FAILED_AT,
+        fits_bytes: int = 1 << 30,
     ) -> DeadLetter:
         letter = DeadLetter(
             job_id=job_id or uuid4().hex,
@@ -89,7 +90,7 @@ def bury(bootstrap: str, tenant: str) -> Callable[..., DeadLetter]:
             retryable=retryable,
             first_failed_at=failed_at,
             failed_at=failed_at,
-        )
+        ).fitting(fits_bytes)
         outbox.send(OutgoingRecord(dlq or dead_letter_topic(topic), letter.key_bytes, letter.encode()))
         outbox.flush()
         return letter
@@ -349,6 +350,26 @@ def test_the_commands_list_show_and_redrive(bootstrap: str, tenant: str, bury: C
     }
     unknown = headrace("dlq", "show", "00000000", *at)
     assert (unknown.returncode, len(unknown.stderr.strip().splitlines())) == (1, 1)
+
+
+def test_a_letter_without_its_message_is_shown_as_such_and_never_redriven(
+    bootstrap: str, tenant: str, bury: Callable[..., DeadLetter]
+) -> None:
+    letter = bury(value=b"x" * 7_000_000, fits_bytes=1_000_000)
+    at = ("--bootstrap", bootstrap)
+    shown = headrace("dlq", "show", letter.event_id, *at).stdout
+    assert "Payload (7,000,000 bytes, left out: too large for a dead letter)" in shown
+    assert f"sha256 {letter.left_out_sha256}; it is only at {letter.place}" in shown
+    assert "no: its message is not in it" in shown
+    refused = headrace("dlq", "redrive", letter.event_id, *at).stdout
+    assert "redriven 0" in refused
+    assert "left out 1 that cannot be redriven: their messages were too large for them" in refused
+    told = json.loads(headrace("dlq", "redrive", "--tenant", tenant, "--json", *at).stdout)
+    assert (told["redriven"], told["without_message"]) == (0, [letter.event_id])
+    assert markers(bootstrap, [letter]) == []
+    explained = explain(read_history(bootstrap, None, letter.job_id), now=datetime.now(UTC))
+    assert explained.retry == ()
+    assert any("cannot be redriven" in each and letter.place in each for each in explained.escalate)
 
 
 def test_ctrl_c_ends_a_redrive_with_one_line_and_nothing_unmarked(

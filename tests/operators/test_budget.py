@@ -1,6 +1,7 @@
 """Budgets in a flow: who is let through, held back or rejected, and what bad input does."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -78,6 +79,54 @@ def test_a_tenant_without_a_budget_has_the_default_and_each_tenant_its_own_accou
 def test_no_request_comes_before_the_budget_that_was_known_at_the_start(runtime_on: MakeRuntime) -> None:
     changed = BudgetChanged(job_id="b", tenant="acme", windows=(WindowLimit(seconds=DAY, tokens=150),))
     assert passed(run(runtime_on, request("a"), request("b"), initial={"acme": changed})) == ["a"]
+
+
+def limit_of(tokens: int, changed_at: datetime | None = None, *, money: str | None = None) -> BudgetChanged:
+    said = {} if changed_at is None else {"changed_at": changed_at}
+    window = {"seconds": DAY, "money": money} if money else {"seconds": DAY, "tokens": tokens}
+    return BudgetChanged.model_validate({"tenant": "acme", "windows": [window], **said})
+
+
+def written(changed: BudgetChanged, at: datetime) -> Record:
+    """On its topic; with its time only if it says one."""
+    value = changed.model_dump_json(exclude_unset=True).encode()
+    return replace(record(value, topic="budgets.config", key=b"acme"), timestamp=at)
+
+
+def test_a_budget_in_money_that_was_known_at_the_start_is_refused_too_where_no_prices_are_known(
+    runtime_on: MakeRuntime,
+) -> None:
+    initial = {"acme": limit_of(0, money="1")}
+    assert passed(run(runtime_on, request("a"), request("b"), default=limited(150), initial=initial)) == ["a"]
+
+
+@pytest.mark.parametrize("says_when", [True, False])
+def test_former_budgets_that_are_read_again_do_not_replace_the_one_that_holds(
+    runtime_on: MakeRuntime, *, says_when: bool
+) -> None:
+    moments = [T0 - timedelta(hours=hours) for hours in (3, 2, 1)]
+    versions = [
+        written(limit_of(tokens, at if says_when else None), at)
+        for tokens, at in zip((1000, 2000, 150), moments, strict=True)
+    ]
+    initial = {"acme": limit_of(150, moments[-1])}
+    requests = [request(f"{n}") for n in range(5)]
+    # Each version is read between two requests, as a start reads the topic beside requests.submitted.
+    topics = run(runtime_on, *versions[:2], *requests, initial=initial)
+    assert passed(topics) == ["0"]
+    assert topics.on("budgets.config.dlq") == []
+
+
+def test_of_two_budgets_decided_at_once_the_one_written_last_holds(runtime_on: MakeRuntime) -> None:
+    changed = written(limit_of(0, T0), T0)
+    topics = run(runtime_on, changed, *(request(f"{n}") for n in range(9)), initial={"acme": limit_of(1000, T0)})
+    assert len(passed(topics)) < 9
+
+
+def test_a_budget_from_the_future_does_not_outlive_the_next_one() -> None:
+    early = limit_of(1, T0 + timedelta(days=365)).written(T0)
+    assert early.changed_at == T0
+    assert limit_of(2).written(T0 + timedelta(hours=1)).changed_at > early.changed_at
 
 
 def test_a_rejection_says_what_is_used_and_when_to_come_back_and_frees_nothing(runtime_on: MakeRuntime) -> None:
@@ -179,7 +228,7 @@ def test_an_absurd_budget_is_refused_with_an_error_event_and_the_old_one_stays(
 
 
 def test_a_tombstone_takes_the_tenant_back_to_the_default(runtime_on: MakeRuntime) -> None:
-    poor = BudgetChanged(job_id="b", tenant="acme", windows=(WindowLimit(seconds=60, tokens=1),))
+    poor = limit_of(1, T0 - timedelta(days=1))
     tombstone = record(b"", topic="budgets.config", key=b"acme")
     topics = run(runtime_on, tombstone, request("a"), initial={"acme": poor})
     assert topics.on("budgets.config.dlq") == []

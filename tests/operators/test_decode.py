@@ -1,5 +1,6 @@
 """Whatever a producer sends, the flow goes on and says what was wrong."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,8 @@ from schemas.documents import DocumentUploaded
 from schemas.errors import Poison
 from schemas.event import JobEvent
 from schemas.jobs import JobState
-from schemas.requests import PROMPT_MAX_CHARS, RequestSubmitted
+from schemas.requests import PROMPT_MAX_CHARS, TOOLS_MAX_CHARS, RequestSubmitted
+from schemas.topics import DEAD_LETTER_MAX_BYTES
 from tests.memory_topics import MemoryTopics, record
 
 MakeRuntime = Callable[[Topics], Runtime]
@@ -39,6 +41,33 @@ def run_decode(
     dead_letter("dlq", decoded.errs, runtime=runtime)
     run_main(flow)
     return topics
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "headers"),
+    [
+        (b"key", b"x" * 7_000_000, (("x-origin", b"here"),)),
+        (b"k" * 7_000_000, b"x", (("x-origin", b"here"),)),
+        (b"key", b"x", (("x-origin", b"h" * 7_000_000),)),
+        (b"key", b'{"document_id": "' + b"d" * 7_000_000 + b'"}', (("x-origin", b"here"),)),
+    ],
+)
+def test_a_message_that_its_dead_letter_cannot_hold_is_left_out_and_the_flow_goes_on(
+    runtime_on: MakeRuntime, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...]
+) -> None:
+    bad = replace(record(value, offset=1, key=key), headers=headers)
+    topics = run_decode(runtime_on, [bad, record(GOOD, offset=2)])
+    (letter,) = topics.dead_letters()
+    assert all(len(each.key) + len(each.value) < DEAD_LETTER_MAX_BYTES for each in topics.written)
+    assert (letter.message_value, letter.left_out_bytes) == (None, len(value))
+    assert letter.left_out_sha256 == hashlib.sha256(value).hexdigest()
+    assert letter.place == "documents.uploaded, partition 0, offset 1"
+    assert not letter.retryable
+    if len(value) > 1:
+        assert (letter.message_key, letter.message_headers[0].value) == (key, b"here")
+    assert len(topics.on("documents.uploaded")) == 1
+    (status,) = topics.statuses()
+    assert (status.state, status.retryable) == (JobState.DEAD_LETTERED, False)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +135,26 @@ def test_a_message_without_headers_is_accepted_by_its_topic() -> None:
     ("payload", "says"),
     [
         ({"prompt": "x" * 200_000}, f"200000 characters; the limit is {PROMPT_MAX_CHARS}"),
+        (
+            {"prompt": "?", "tools": [{"name": f"t{n}", "parameters": {"x": "y" * 60_000}} for n in range(2)]},
+            f"characters as JSON; the limit is {TOOLS_MAX_CHARS}",
+        ),
+        (
+            {
+                "messages": [
+                    *[
+                        {
+                            "role": "assistant",
+                            "content": "",
+                            "tool_call": {"call_id": "i" * 256, "tool": "t", "arguments": ""},
+                        }
+                    ]
+                    * 400,
+                    {"role": "user", "content": "?"},
+                ]
+            },
+            f"102801 characters; the limit is {PROMPT_MAX_CHARS}",
+        ),
         ({"prompt": "x", "kind": "poem"}, "kind: Input should be 'answer' or 'generate'"),
         ({}, "exactly one of prompt and messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),

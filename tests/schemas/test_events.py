@@ -310,3 +310,21 @@ def test_an_event_without_a_topic_is_named() -> None:
 def test_a_request_in_the_past_is_still_an_event() -> None:
     asked = RequestSubmitted(job_id="j", prompt="x", deadline_at=datetime(2020, 1, 1, tzinfo=UTC))
     assert asked.deadline == datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("where", ["content", "call_id", "tool", "arguments", "tool_call_id", "name", "parameters"])
+def test_the_size_of_a_prompt_counts_all_that_the_model_gets(where: str) -> None:
+    def sized(text: str) -> int:
+        def put(name: str) -> str:
+            return text if name == where else "x"
+
+        call = ToolCall(call_id=put("call_id"), tool=put("tool"), arguments=put("arguments"))
+        messages = (
+            ChatMessage(role="user", content=put("content")),
+            ChatMessage(role="assistant", content="", tool_call=call),
+            ChatMessage(role="tool", content="x", tool_call_id=put("tool_call_id")),
+        )
+        tool = Tool(name=put("name"), parameters={"description": put("parameters")})
+        return RequestSubmitted(job_id="j", messages=messages, tools=(tool,)).prompt_chars
+
+    assert sized("x" * 64) - sized("x") == 63
