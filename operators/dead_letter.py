@@ -17,15 +17,12 @@ from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.jobs import JobState, StatusChanged
 from schemas.topics import dead_letter_topic
-from schemas.usage import TokensUsed
+from schemas.usage import nothing_used
 
 
 def _records(letter: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
     if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
-        unused = TokensUsed(
-            job_id=letter.job_id, tenant=letter.tenant, root_job_id=letter.job_id, admission_id=letter.admission_id
-        )
-        yield outgoing(unused, step=step)
+        yield outgoing(nothing_used(letter.job_id, letter.tenant, None, letter.admission_id), step=step)
     yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
     if not letter.ends_job:
         return

@@ -279,7 +279,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                     depth=request.depth,
                     ancestors=root.ancestors(request),
                     prompt_chars=request.prompt_chars,
-                    origin=f"{record.topic}/{record.partition}/{record.offset}",
+                    origin=record.origin,
                     expires_at=at_unix(expires_at),
                 ),
             )

@@ -111,7 +111,7 @@ def call_id(request: RequestSubmitted) -> str:
     return f"{request.job_id}/{request.depth}" if request.turns[-1].role == "tool" else request.job_id
 
 
-def admission_of(envelope: Envelope[RetrievedRequest]) -> str:
+def asks_of(envelope: Envelope[RetrievedRequest]) -> str:
     """Names one inference: the job's, of this depth and this content, since it was redriven so often."""
     request = envelope.body.request
     turn = f"{request.depth}/{redrives(envelope.record.headers)}"
@@ -144,7 +144,7 @@ def cost_of(prices: Prices) -> Callable[[RetrievedRequest], Cost]:
 
 def charge(prices: Prices) -> Charge[RetrievedRequest]:
     """How inferences are charged to their tenants."""
-    return Charge(RetrievedRequest, cost_of(prices), admission_of)
+    return Charge(RetrievedRequest, cost_of(prices), asks_of)
 
 
 Answer = ResultCompleted | ToolRequested
@@ -283,8 +283,8 @@ def _carrying(envelope: Envelope[Answer], body: type[A]) -> Envelope[A] | None:
 
 
 def _same(envelope: Envelope[RetrievedRequest]) -> str:
-    """Also of one admission: what another one has reserved must be settled, too."""
-    return f"{envelope.job.admission_id}/{request_hash(envelope.body)}"
+    """Until the same time, too: what ends at one deadline must not end a message that has a later one."""
+    return f"{envelope.job.deadline}/{asks_of(envelope)}"
 
 
 def _call_id(envelope: Envelope[RetrievedRequest]) -> str:

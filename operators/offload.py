@@ -18,7 +18,7 @@ except for a dependency that is out.
 * Fair: who waits for capacity is served round-robin by tenant.
 * Order: keys overtake each other; with `keep_key_order` the messages of one key go one at a time.
 * Coalesced: with `same`, a message that asks for what is already in flight under its key makes no call of its own, and
-  ends with the one that does.
+  ends with the one that does. What its tenant's budget has reserved for it is given back.
 * Executors: `work` is a coroutine of the process's event loop; one that must block awaits a thread, or a process that
   can be killed (`connectors.executors`).
 * Stop: a wish to stop ends the wait for capacity, gives pending calls until its deadline, and leaves the rest in the
@@ -31,7 +31,7 @@ workers and an idle one costs nothing. Dead letters: poison at once, retryable a
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -57,6 +57,7 @@ from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, GaveUp, Isolated, Poison, Retryable, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
+from schemas.usage import TokensUsed, nothing_used
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -452,13 +453,17 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             if not isinstance(ready.item, Dropped):
                 emitted.append((ready.key, ready.item))
             if ready.settles is not None:
-                self._settle(self._pending.pop(ready.settles))
+                emitted += self._settle(self._pending.pop(ready.settles))
         self._start_due()
         return emitted
 
-    def _settle(self, pending: Pending[X]) -> None:
+    def _settle(self, pending: Pending[X]) -> Iterator[tuple[str, object]]:
         for number in pending.followers:
-            del self._pending[number]
+            follower = self._pending.pop(number)
+            job = follower.envelope.job
+            if job.admission_id is not None and job.admission_id != pending.envelope.job.admission_id:
+                # Its own, for a call that is not made.
+                yield follower.key, nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
         if pending.identity is not None:
             del self._leaders[pending.identity]
         self._start_next(pending.key)
@@ -544,7 +549,7 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None
+        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed) else None
 
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))

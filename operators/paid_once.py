@@ -78,7 +78,7 @@ class PaidOnce(Generic[X, E]):
         """One attempt at a job, if it needs one."""
         envelope = pending.envelope
         record, job = envelope.record, envelope.job
-        origin = f"{record.topic}/{record.partition}/{record.offset}"
+        origin = record.origin
         request_hash = self.request_hash(envelope.body)
         token = f"{self._run}-{next(self._numbers)}"
         attempt = Attempt(self.call_id(envelope), job.tenant, request_hash, origin, token, redrives(record.headers))

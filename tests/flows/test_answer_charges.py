@@ -1,0 +1,103 @@
+"""What is called for is charged, however often a job is submitted; and every submission ends in sight."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from bytewax.testing import run_main
+
+from connectors.circuit import CircuitPolicy, Circuits
+from connectors.event_loop import EventLoop
+from connectors.kafka.record import Record
+from connectors.kafka.stop import Stop
+from connectors.ledger.off import NoLedger
+from connectors.ledger.port import Ledger
+from connectors.llm.port import LLM, Completion, Delta, Prompt
+from flows import answer
+from operators.budget import BudgetPolicy
+from operators.infer import INFER
+from operators.runtime import Runtime
+from schemas.budgets import Budget, WindowLimit
+from schemas.event import utc_now
+from schemas.requests import RequestSubmitted
+from schemas.usage import TokensUsed
+from tests.memory_topics import Entry, MemoryTopics, record
+
+QUICK = replace(INFER, attempts=2, backoff_base_s=0.01, backoff_cap_s=0.02, timeout_s=5.0)
+
+
+class Model(LLM):
+    """Answers at a price of 100 tokens."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
+        self.calls += 1
+        yield Completion(prompt.job_id, "m", 60, 40, (), "stop")
+
+    async def close(self) -> None:
+        return None
+
+
+def asked(offset: int, *, left_s: float | None = None, job_id: str = "j") -> Record:
+    deadline = None if left_s is None else utc_now() + timedelta(seconds=left_s)
+    request = RequestSubmitted(job_id=job_id, kind="generate", prompt="Why?", max_tokens=100, deadline_at=deadline)
+    return record(request, offset=offset)
+
+
+def run(*entries: Entry, model: LLM, ledger: Ledger | None = None, limit: int | None = None) -> MemoryTopics:
+    topics = MemoryTopics(list(entries))
+    absent: Any = SimpleNamespace()
+    windows = None if limit is None else (WindowLimit(seconds=86_400, tokens=limit),)
+    budget = Budget() if windows is None else Budget(windows=windows)
+    with EventLoop() as loop:
+        runtime = Runtime(topics, loop, Stop(), circuits=Circuits(CircuitPolicy(cooldown_s=0.01, cooldown_cap_s=0.02)))
+        policy = answer.AnswerPolicy(inference=QUICK, budget=BudgetPolicy(budget))
+        run_main(answer.build(runtime, absent, absent, model, ledger or NoLedger(), policy))
+    return topics
+
+
+def used(topics: MemoryTopics) -> dict[str, int]:
+    """Tokens by admission: the first settlement counts."""
+    charged: dict[str, int] = {}
+    for each in topics.on("usage.tokens"):
+        event = TokensUsed.model_validate(each)
+        charged.setdefault(event.admission_id, event.tokens)
+    return charged
+
+
+def test_a_job_submitted_again_after_its_deadline_is_charged_for_its_call() -> None:
+    model = Model()
+    late, again = asked(0, left_s=-1), asked(1, left_s=600)
+    charged = used(run(late, model=model)) | used(run(again, model=model))
+    assert (model.calls, sorted(charged.values())) == (1, [0, 100])
+
+
+def test_without_a_ledger_every_call_is_charged() -> None:
+    model = Model()
+    charged: dict[str, int] = {}
+    for offset in range(5):
+        charged |= used(run(asked(offset), model=model))
+    assert (model.calls, sum(charged.values())) == (5, 500)
+
+
+def test_a_replay_of_a_message_is_the_same_admission() -> None:
+    first, replayed = (used(run(asked(7), model=Model())) for _ in range(2))
+    assert first == replayed
+
+
+def test_of_duplicates_in_flight_one_is_charged_and_every_reservation_is_given_back() -> None:
+    model = Model()
+    charged = used(run(*(asked(offset) for offset in range(5)), model=model))
+    assert sum(charged.values()) == 100 * model.calls
+    assert len(charged) == 5
+
+
+def test_a_repeat_that_the_budget_rejects_does_not_end_the_job_that_goes_on() -> None:
+    topics = run(*(asked(offset) for offset in range(2)), model=Model(), limit=500)
+    for letter in topics.dead_letters():  # if the first was settled by then, there was room for both
+        assert (letter.error_type, letter.ends_job) == ("OverBudget", False)
+    assert "completed" in {status.state for status in topics.statuses()}
