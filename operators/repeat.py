@@ -1,9 +1,9 @@
 """What to do with a request that has come before: ask the ledger.
 
 Guarantee: no repeat makes a call that its job has made already. A finished job's stored result is published again; a
-job that is being worked on goes on, and the repeat ends with a status. What the ledger does not know (a job that waits
-for budget or for a person, one that was given up, or another request under the same id) goes the way of a fresh
-request, where the same id meets the same reservation, review and claim.
+job whose call is in flight goes on, and the repeat ends with a status. What the ledger does not know (a job that waits
+for budget or for a person, one whose last call failed or that was given up, or another request under the same id) goes
+the way of a fresh request, where the same id meets the same review and claim.
 
 State: offload's pending repeats. Dead letters: a repeat whose deadline passed while the ledger was out of reach.
 """
@@ -52,6 +52,8 @@ async def known_result(request: RequestSubmitted, ledger: Ledger) -> ResultCompl
             return None if first else JobState.AWAITING_TOOL
         if known.state == "given_up":
             return None if first else JobState.DEAD_LETTERED
+        if known.state == "waiting" and first:  # maybe for nobody: its deadline may have ended it
+            return None
         if first and (known.tenant, known.request_hash) != (request.tenant, asks):
             return None
         if known.state != "done" or known.result is None:

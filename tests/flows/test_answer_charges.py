@@ -1,11 +1,14 @@
 """What is called for is charged, however often a job is submitted; and every submission ends in sight."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from bytewax.testing import run_main
 
 from connectors.circuit import CircuitPolicy, Circuits
@@ -13,13 +16,17 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from connectors.ledger.off import NoLedger
-from connectors.ledger.port import Ledger
+from connectors.ledger.port import Attempt, Claim, Ledger
+from connectors.ledger.sql import SqlLedger
+from connectors.ledger.sqlite import SqliteStore
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from flows import answer
 from operators.budget import BudgetPolicy
-from operators.infer import INFER
+from operators.infer import INFER, call_id, hash_of
+from operators.repeat import known_result
 from operators.runtime import Runtime
 from schemas.budgets import Budget, WindowLimit
+from schemas.errors import Unavailable
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
 from schemas.usage import TokensUsed
@@ -48,7 +55,7 @@ def asked(offset: int, *, left_s: float | None = None, job_id: str = "j") -> Rec
     return record(request, offset=offset)
 
 
-def run(*entries: Entry, model: LLM, ledger: Ledger | None = None, limit: int | None = None) -> MemoryTopics:
+def run(*entries: Entry, model: LLM, store: Path | None = None, limit: int | None = None) -> MemoryTopics:
     topics = MemoryTopics(list(entries))
     absent: Any = SimpleNamespace()
     windows = None if limit is None else (WindowLimit(seconds=86_400, tokens=limit),)
@@ -56,7 +63,9 @@ def run(*entries: Entry, model: LLM, ledger: Ledger | None = None, limit: int | 
     with EventLoop() as loop:
         runtime = Runtime(topics, loop, Stop(), circuits=Circuits(CircuitPolicy(cooldown_s=0.01, cooldown_cap_s=0.02)))
         policy = answer.AnswerPolicy(inference=QUICK, budget=BudgetPolicy(budget))
-        run_main(answer.build(runtime, absent, absent, model, ledger or NoLedger(), policy))
+        ledger: Ledger = NoLedger() if store is None else SqlLedger(SqliteStore(store), "owner")
+        run_main(answer.build(runtime, absent, absent, model, ledger, policy))
+        loop.run(ledger.close(), timeout_s=10)
     return topics
 
 
@@ -101,3 +110,49 @@ def test_a_repeat_that_the_budget_rejects_does_not_end_the_job_that_goes_on() ->
     for letter in topics.dead_letters():  # if the first was settled by then, there was room for both
         assert (letter.error_type, letter.ends_job) == ("OverBudget", False)
     assert "completed" in {status.state for status in topics.statuses()}
+
+
+class Slow(Model):
+    """Does not answer in time while `silent`; or fails while `broken`."""
+
+    silent = False
+    broken = False
+
+    async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
+        if self.silent:
+            self.calls += 1
+            await asyncio.Event().wait()
+        if self.broken:
+            raise Unavailable("the endpoint is down")
+        async for part in super().stream(prompt):
+            yield part
+
+
+@pytest.mark.parametrize("fault", ["silent", "broken"])
+def test_a_job_that_its_deadline_ended_is_answered_when_submitted_again_with_a_later_one(
+    tmp_path: Path, fault: str
+) -> None:
+    model, store = Slow(), tmp_path / "ledger.sqlite"
+    setattr(model, fault, True)
+    (letter,) = run(asked(0, left_s=0.5), model=model, store=store).dead_letters()
+    assert letter.error_type == "DeadlineExceeded"
+    setattr(model, fault, False)
+    again = run(asked(1, left_s=600), asked(2, left_s=900), model=model, store=store)
+    assert {each["text"] for each in again.on("results.completed")} == {"j"}
+    assert again.dead_letters() == []
+
+
+def test_a_job_whose_last_call_failed_is_not_taken_for_one_that_goes_on(tmp_path: Path) -> None:
+    request = RequestSubmitted(job_id="j", kind="generate", prompt="Why?")
+
+    async def look() -> object:
+        ledger = SqlLedger(SqliteStore(tmp_path / "ledger.sqlite"), "owner")
+        claim = await ledger.claim(Attempt(call_id(request), request.tenant, hash_of(request), "t/0/0", "token"))
+        assert isinstance(claim, Claim)
+        during = await known_result(request, ledger)
+        await ledger.release(claim, failed=False)
+        after = await known_result(request, ledger)
+        await ledger.close()
+        return during, after
+
+    assert asyncio.run(look()) == ("running", None)
