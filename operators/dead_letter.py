@@ -1,7 +1,7 @@
 """Dead letters to their topics: the way out of a flow for what did not work.
 
 Guarantee: every dead letter is delivered to `<topic>.dlq` before the flow's next snapshot, or the flow stops; its job's
-status becomes dead_lettered, and what was reserved for it is freed. State: none.
+status becomes dead_lettered, and what was reserved for it is freed, but for what refused answers cost. State: none.
 """
 
 from collections.abc import Iterable
@@ -21,8 +21,13 @@ from schemas.usage import nothing_used
 
 
 def _records(letter: DeadLetter, step: str) -> Iterable[OutgoingRecord]:
-    if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
-        yield outgoing(nothing_used(letter.job_id, letter.tenant, None, letter.admission_id), step=step)
+    if (
+        letter.admission_id is not None
+    ):  # what its tenant's budget has reserved for it is not used, but for refused answers
+        used = nothing_used(letter.job_id, letter.tenant, None, letter.admission_id)
+        if letter.usage is not None:
+            used = used.model_copy(update={"model": letter.model} | letter.usage.model_dump())
+        yield outgoing(used, step=step)
     yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
     if not letter.ends_job:
         return

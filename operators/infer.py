@@ -29,7 +29,7 @@ from operators.paid_once import AmbiguityPolicy, PaidOnce
 from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter, redrives
-from schemas.errors import Poison, Retryable
+from schemas.errors import Bill, Poison, Retryable
 from schemas.event import derive_id, utc_now
 from schemas.requests import ChatMessage, RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
@@ -165,15 +165,17 @@ def tokens_used(envelope: Envelope[ResultCompleted] | Envelope[ToolRequested]) -
     if job.admission_id is None:
         return
     paid = body.admission_id == job.admission_id
+    answered = Bill(body.model, body.usage.prompt_tokens, body.usage.completion_tokens, body.usage.estimated)
+    bill = answered.plus(job.billed) if paid else job.billed
     yield TokensUsed(
         job_id=job.job_id,
         tenant=job.tenant,
         admission_id=job.admission_id,
         root_job_id=job.root or job.job_id,
-        model=body.model if paid else None,
-        prompt_tokens=body.usage.prompt_tokens if paid else 0,
-        completion_tokens=body.usage.completion_tokens if paid else 0,
-        estimated=body.usage.estimated and paid,
+        model=None if bill is None else bill.model,
+        prompt_tokens=0 if bill is None else bill.prompt_tokens,
+        completion_tokens=0 if bill is None else bill.completion_tokens,
+        estimated=bill is not None and bill.estimated,
         used_at=body.completed_at if isinstance(body, ResultCompleted) else body.requested_at,
     )
 
@@ -226,9 +228,11 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
 def _tool_request(
     request: RequestSubmitted, completion: Completion, wanted: WantedTool, usage: TokenCount, admission_id: str | None
 ) -> ToolRequested:
-    """Raises Poison if the request does not offer the tool."""
+    """Raises Poison, with the bill, if the request does not offer the tool."""
     if wanted.name not in {tool.name for tool in request.tools}:
-        raise Poison(f"the model asks for tool {wanted.name!r:.100}, which the request does not offer")
+        refused = Poison(f"the model asks for tool {wanted.name!r:.100}, which the request does not offer")
+        refused.bill = Bill(completion.model, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
+        raise refused
     return ToolRequested(
         job_id=request.job_id,
         tenant=request.tenant,

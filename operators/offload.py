@@ -32,7 +32,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Condition
@@ -54,7 +54,7 @@ from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, GaveUp, Isolated, Poison, Retryable, Unavailable
+from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed, nothing_used
@@ -113,6 +113,12 @@ class Pending(Generic[X]):
     plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
+
+    def charge(self, bill: Bill) -> None:
+        """Add what a call has cost whose answer was refused; its settlement, or its dead letter's, says so."""
+        job = self.envelope.job
+        self.envelope = replace(self.envelope, job=replace(job, billed=bill.plus(job.billed)))
+        self.plain = None
 
 
 @dataclass(frozen=True)
@@ -310,22 +316,22 @@ class _Step(Generic[X, Y]):
         try:
             async with _until_deadline(job):
                 await turn.wait(job)
-            call = partial(self._call, pending.envelope, turn)
+            call = partial(self._call, pending, turn)
             return await (call() if self._around is None else self._around(pending, call))
         finally:
             turn.end()
 
-    async def _call(self, envelope: Envelope[X], turn: "_Turn") -> Y:
+    async def _call(self, pending: Pending[X], turn: "_Turn") -> Y:
         """One call under its limits; what becomes of it is told to the circuit. Then its slot is free again."""
         try:
-            return await self._told(envelope, turn.permit)
+            return await self._told(pending, turn.permit)
         finally:
             turn.end()
 
-    async def _told(self, envelope: Envelope[X], permit: Permit | None) -> Y:
+    async def _told(self, pending: Pending[X], permit: Permit | None) -> Y:
         try:
-            async with _until_deadline(envelope.job):
-                result = await self._within_timeout(envelope)
+            async with _until_deadline(pending.envelope.job):
+                result = await self._charged(pending)
         except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
         except Retryable as error:
@@ -339,6 +345,14 @@ class _Step(Generic[X, Y]):
         if permit is not None:
             permit.succeeded()
         return result
+
+    async def _charged(self, pending: Pending[X]) -> Y:
+        try:
+            return await self._within_timeout(pending.envelope)
+        except HeadraceError as error:
+            if error.bill is not None:
+                pending.charge(error.bill)
+            raise
 
     async def _within_timeout(self, envelope: Envelope[X]) -> Y:
         try:

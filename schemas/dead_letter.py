@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.event import Base64Bytes, Identifier, JobEvent, Timestamp, derive_id, utc_now
+from schemas.results import TokenCount
 
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
@@ -61,6 +62,8 @@ class DeadLetter(JobEvent):
     admission_id: Identifier | None = Field(
         default=None, description="What its tenant's budget had reserved for it, and now takes back."
     )
+    model: str | None = Field(default=None, description="The model whose answers were refused, if any were.")
+    usage: TokenCount | None = Field(default=None, description="What these answers cost; its tenant is charged for it.")
     document_id: str | None = Field(default=None, description="The document, if the message is about one.")
     first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")
     failed_at: Timestamp = Field(default_factory=utc_now, description="When the last attempt failed.")

@@ -81,7 +81,8 @@ class LLM(Protocol):
 
         Raises:
             Unavailable: a refused connection.
-            Retryable: 408, 409, 425, 429, 5xx (with Retry-After), a cut or malformed stream.
+            Retryable: 408, 409, 425, 429, 5xx (with Retry-After), a cut or malformed stream; a whole answer that
+                makes no sense, with its bill.
             Poison: 400, 413, 422: this prompt is refused.
             Fatal: 401, 403, 404: the key or the model is wrong.
 

@@ -19,14 +19,14 @@ from connectors.ledger.off import NoLedger
 from connectors.ledger.port import Attempt, Claim, Ledger
 from connectors.ledger.sql import SqlLedger
 from connectors.ledger.sqlite import SqliteStore
-from connectors.llm.port import LLM, Completion, Delta, Prompt
+from connectors.llm.port import LLM, Completion, Delta, Prompt, WantedTool
 from flows import answer
 from operators.budget import BudgetPolicy
 from operators.infer import INFER, call_id, hash_of
 from operators.repeat import known_result
 from operators.runtime import Runtime
 from schemas.budgets import Budget, WindowLimit
-from schemas.errors import Unavailable
+from schemas.errors import Bill, Retryable, Unavailable
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
 from schemas.usage import TokensUsed
@@ -156,3 +156,29 @@ def test_a_job_whose_last_call_failed_is_not_taken_for_one_that_goes_on(tmp_path
         return during, after
 
     assert asyncio.run(look()) == ("running", None)
+
+
+class Refusable(Model):
+    """Its first answer makes no sense: `nameless`; or it wants a tool that was not offered."""
+
+    def __init__(self, *, nameless: bool) -> None:
+        super().__init__()
+        self._nameless = nameless
+
+    async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
+        self.calls += 1
+        if self._nameless and self.calls == 1:
+            error = Retryable("the model asks for a tool without naming it")
+            error.bill = Bill("m", 60, 40)
+            raise error
+        wants = None if self._nameless else WantedTool("c", "unknown", "{}")
+        yield Completion(prompt.job_id, "m", 60, 40, (), "stop" if wants is None else "tool", wants)
+
+
+@pytest.mark.parametrize(("nameless", "tokens", "letters"), [(True, 200, 0), (False, 100, 1)])
+def test_an_answer_that_is_refused_after_it_was_billed_is_charged(*, nameless: bool, tokens: int, letters: int) -> None:
+    topics = run(asked(0), model=Refusable(nameless=nameless))
+    (settled,) = topics.on("usage.tokens")
+    assert TokensUsed.model_validate(settled).tokens == tokens
+    assert settled["model"] == "m"
+    assert len(topics.dead_letters()) == letters
