@@ -53,14 +53,15 @@ MARKUP = 16  # tokens around each message, passage or tool, at most: 4 to 8 in t
 PROMPT_MARKUP = 128  # our own instruction, and what a template says once
 
 
-def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...]) -> Prompt:
-    """What the model is asked."""
+def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...], redriven: int = 0) -> Prompt:
+    """What the model is asked. `redriven`: how often."""
     return Prompt(
         job_id=request.job_id,
         messages=tuple(map(_message, request.turns)),
         passages=tuple(Passage(hit.text, _place(hit)) for hit in hits),
         max_tokens=request.max_tokens,
         tools=tuple(OfferedTool(tool.name, tool.description, tool.parameters) for tool in request.tools),
+        redrives=redriven,
     )
 
 
@@ -198,7 +199,7 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
     retrieved = envelope.body
     request = retrieved.request
     began = monotonic()
-    completion = await complete(llm, prompt_of(request, retrieved.hits))
+    completion = await complete(llm, prompt_of(request, retrieved.hits, redrives(envelope.record.headers)))
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,

@@ -4,6 +4,7 @@ Guarantee: a stream that was cut, malformed or without an end never counts as an
 connection at once, which is how these servers learn to stop generating.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -144,9 +145,10 @@ class OpenAICompatibleLLM(LLM):
     async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
         """Call the endpoint; see the port for what is raised."""
         answer = _Answer(prompt, self._model)
-        headers = self._headers | {"Idempotency-Key": prompt.job_id}
+        body = self._body(prompt)
+        headers = self._headers | {"Idempotency-Key": _idempotency_key(prompt, body)}
         with _classed(self._url):
-            async with self._open().post(self._url, json=self._body(prompt), headers=headers) as response:
+            async with self._open().post(self._url, json=body, headers=headers) as response:
                 if response.status != 200:  # noqa: PLR2004  # OK
                     raise _refusal(response.status, response.headers, await response.content.read(4096))
                 if response.content_type == "application/json":  # a server that does not stream
@@ -297,6 +299,12 @@ class _Answer:
             wants=wants,
             usage_estimated=self._usage is None,
         )
+
+
+def _idempotency_key(prompt: Prompt, body: dict[str, object]) -> str:
+    """The same for every attempt at a call; the next turn of its job, or a redrive, is another call."""
+    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return f"{prompt.job_id}/{prompt.redrives}/{digest[:32]}"
 
 
 def _length(prompt: Prompt) -> int:

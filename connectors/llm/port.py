@@ -45,11 +45,12 @@ class Passage:
 class Prompt:
     """Everything one inference needs."""
 
-    job_id: str  # sent along as the idempotency key where the endpoint knows one
+    job_id: str  # with `redrives` and what is asked, the idempotency key where the endpoint knows one
     messages: tuple[Message, ...]  # at least one; the last is the user's or a tool's
     passages: tuple[Passage, ...]  # best first; the answer cites the n-th as [n]; empty for plain generation
     max_tokens: int  # limit on completion tokens
     tools: tuple[OfferedTool, ...] = ()
+    redrives: int = 0  # how often a person asked for the call again, and so for another answer
 
 
 @dataclass(frozen=True)

@@ -350,3 +350,17 @@ def test_a_number_of_thousands_of_digits_in_brackets_cites_nothing_and_loses_no_
         assert (completion.cited, completion.text) == ((1,), server.plan.answer)
 
     with_server(use, Plan(answer="See [" + "1" * 5000 + "] and [2]."))
+
+
+def test_attempts_at_a_call_share_their_idempotency_key_and_the_next_turn_or_a_redrive_has_another() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        asks = Message("assistant", "", WantedTool("c", "search", "{}"))
+        answered = replace(PROMPT, messages=(*PROMPT.messages, asks, Message("tool", "310", answers="c")))
+        for prompt in (PROMPT, PROMPT, answered, replace(PROMPT, redrives=1)):
+            await collect(llm, prompt)
+        first, again, turn, redriven = server.keys
+        assert first == again
+        assert len({first, turn, redriven}) == 3
+        assert {call.job_id for call in server.calls} == {PROMPT.job_id}
+
+    with_server(use)
