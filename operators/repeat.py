@@ -5,7 +5,8 @@ job whose call is in flight goes on, and the repeat ends with a status. What the
 for budget or for a person, one whose last call failed or that was given up, or another request under the same id) goes
 the way of a fresh request, where the same id meets the same review and claim.
 
-State: offload's pending repeats. Dead letters: a repeat whose deadline passed while the ledger was out of reach.
+State: offload's pending repeats. Dead letters: a repeat whose deadline passed while the ledger was out of reach; one of
+a job that ended after a tool's answer, which has a dead letter of its own.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from operators.offload import Dropped, OffloadPolicy, Pending, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
+from schemas.errors import Refused
 from schemas.jobs import JobState
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
@@ -81,6 +83,11 @@ def repeat(step_id: str, up: KeyedStream[Envelope[RequestSubmitted]], ledger: Le
                 return result
             case None:
                 return request
+            case JobState.DEAD_LETTERED:
+                raise Refused(
+                    f"a later turn of job {request.job_id!r} ended as a dead letter, after tools had been called: "
+                    "redrive that one, or submit this request under another job_id"
+                )
             case state:
                 pending.tell(state, "a repeat of this request was dropped: the job is in this state already")
                 return Dropped()

@@ -16,7 +16,7 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from connectors.ledger.off import NoLedger
-from connectors.ledger.port import Attempt, Claim, Ledger
+from connectors.ledger.port import Attempt, Claim, Failure, Ledger
 from connectors.ledger.sql import SqlLedger
 from connectors.ledger.sqlite import SqliteStore
 from connectors.llm.port import LLM, Completion, Delta, Prompt, WantedTool
@@ -28,7 +28,7 @@ from operators.runtime import Runtime
 from schemas.budgets import Budget, WindowLimit
 from schemas.errors import Bill, Retryable, Unavailable
 from schemas.event import utc_now
-from schemas.requests import RequestSubmitted
+from schemas.requests import RequestSubmitted, Tool
 from schemas.usage import TokensUsed
 from tests.memory_topics import Entry, MemoryTopics, record
 
@@ -182,3 +182,28 @@ def test_an_answer_that_is_refused_after_it_was_billed_is_charged(*, nameless: b
     assert TokensUsed.model_validate(settled).tokens == tokens
     assert settled["model"] == "m"
     assert len(topics.dead_letters()) == letters
+
+
+def test_a_repeat_of_a_job_that_ended_after_a_tools_answer_is_refused_in_sight(tmp_path: Path) -> None:
+    tool = Tool(name="search", parameters={})
+    request = RequestSubmitted(job_id="j", kind="generate", prompt="Why?", tools=(tool,))
+    asked_for = WantedTool("c", "search", "{}")
+    store = tmp_path / "ledger.sqlite"
+
+    class Wanting(Model):
+        async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
+            yield Completion(prompt.job_id, "m", 60, 40, (), "tool", asked_for)
+
+    async def bury_the_second_turn() -> None:
+        ledger = SqlLedger(SqliteStore(store), "owner")
+        claim = await ledger.claim(Attempt("j/1", request.tenant, "h", "tools.requested/0/0", "token"))
+        assert isinstance(claim, Claim)
+        await ledger.give_up(claim, Failure("poison", "DeadlineExceeded", "late", 1))
+        await ledger.close()
+
+    run(record(request), model=Wanting(), store=store)
+    asyncio.run(bury_the_second_turn())
+    twice = (record(request, offset=1), record(request, offset=2))  # the second is a repeat for this process, too
+    (letter,) = run(*twice, model=Wanting(), store=store).dead_letters()
+    assert (letter.error_type, letter.ends_job) == ("Refused", False)
+    assert "under another job_id" in letter.message
