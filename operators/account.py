@@ -8,7 +8,7 @@ window over its limit, in whatever order requests, settlements, repeats, changes
 * Use is remembered by second for 2 minutes, by minute for 2 hours and by hour for 31 days, whatever the budget is: a
   changed budget applies to what has been used already. The oldest bucket of a sliding window counts as a whole.
 * Each admission is reserved once and settled once. A repeated settlement changes nothing; what was settled before it
-  was reserved (a replay) needs no reservation.
+  was reserved needs no reservation: an admission is one message's (`operators.budget`), so this is its replay.
 * The clock never goes back: a step backwards stops it until the former time has come again.
 
 Pure: no bytewax, no clock of its own. Money is counted in 10^-12 of the currency, so that sums are exact.

@@ -27,7 +27,7 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.kafka.record import OutgoingRecord
+from connectors.kafka.record import OutgoingRecord, Record
 from operators.account import Account, AccountSnapshot, Cost, Over, Prices
 from operators.envelope import Envelope, Job
 from operators.offload import DeadlineExceeded
@@ -36,7 +36,7 @@ from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused
-from schemas.event import at_unix, utc_now
+from schemas.event import at_unix, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed
 
@@ -85,7 +85,15 @@ class Charge(Generic[X]):
 
     body: type[X]
     cost: Callable[[X], Cost]  # the most that its call may use
-    admission: Callable[[Envelope[X]], str]  # names one call; a repeat of the same has the same
+    asks: Callable[[Envelope[X]], str]  # names one call; another message that asks for the same has the same
+
+
+def admission_of(asks: str, record: Record) -> str:
+    """Names what one message reserves: a replay of the message has the same, another one that asks the same has not.
+
+    Else what was settled for the first, with nothing if it was never called, would let the second call for nothing.
+    """
+    return f"{asks}/{derive_id('origin', record.origin)}"
 
 
 _Snapshot = tuple[int, AccountSnapshot, str | None, list[tuple[str, Any]]]
@@ -95,9 +103,13 @@ _Snapshot = tuple[int, AccountSnapshot, str | None, list[tuple[str, Any]]]
 class _Deferred(Generic[X]):
     key: str
     envelope: Envelope[X]
-    admission_id: str
+    asks: str
     cost: Cost
     plain: object = None  # as snapshots hold it, made once
+
+    @property
+    def admission_id(self) -> str:
+        return admission_of(self.asks, self.envelope.record)
 
 
 @dataclass(frozen=True)
@@ -139,8 +151,8 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                     f"{step.name}: a deferred message of the snapshot does not fit this release; drain the flow with "
                     "the release that wrote it"
                 ) from error
-            admission_id, cost = step.charge.admission(envelope), step.charge.cost(envelope.body)
-            self._deferred.append(_Deferred(key, envelope, admission_id, cost, plain))
+            asks, cost = step.charge.asks(envelope), step.charge.cost(envelope.body)
+            self._deferred.append(_Deferred(key, envelope, asks, cost, plain))
         self._resume_at = self._now() if self._deferred else None
 
     def _now(self) -> float:
@@ -215,8 +227,8 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def _request(self, key: str, envelope: Envelope[X], now: float) -> Iterator[tuple[str, object]]:
         self._begin(envelope.job.tenant)
         charge, policy = self._step.charge, self._account.budget.policy
-        deferred = _Deferred(key, envelope, charge.admission(envelope), charge.cost(envelope.body))
-        if any(each.admission_id == deferred.admission_id for each in self._deferred):
+        deferred = _Deferred(key, envelope, charge.asks(envelope), charge.cost(envelope.body))
+        if any(_same(each, deferred) for each in self._deferred):
             yield key, self._status(deferred, JobState.DEFERRED, "a repeat of a request that is held back", None)
             return
         if self._deferred and policy == "defer":  # whoever came first goes first
@@ -284,7 +296,10 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def _buried(self, deferred: _Deferred[X], error: Exception) -> tuple[str, object]:
         envelope = deferred.envelope
-        return deferred.key, bury(envelope.job, envelope.record, error, step=self._step.name)
+        letter = bury(envelope.job, envelope.record, error, step=self._step.name)
+        if any(each.startswith(f"{deferred.asks}/") for each in self._account.reserved):
+            letter = letter.model_copy(update={"ends_job": False})  # the first of these messages goes on
+        return deferred.key, letter
 
     def _status(self, deferred: _Deferred[X], state: JobState, detail: str, resume_at: float | None) -> StatusChanged:
         job = deferred.envelope.job
@@ -313,6 +328,11 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         changed = None if self._changed is None else self._changed.model_dump_json()
         deferred = [(each.key, each.plain) for each in self._deferred]
         return SNAPSHOT_VERSION, self._account.snapshot, changed, deferred
+
+
+def _same(one: _Deferred[X], other: _Deferred[X]) -> bool:
+    """Until the same time, too: what ends at one deadline must not end a message that has a later one."""
+    return one.asks == other.asks and one.envelope.job.deadline == other.envelope.job.deadline
 
 
 def _is_late(job: Job, now: float) -> bool:

@@ -1,8 +1,9 @@
 """Dead letters to their topics: the way out of a flow for what did not work.
 
 Guarantee: every dead letter is delivered to `<topic>.dlq` before the flow's next snapshot, or the flow stops; its job's
-status becomes dead_lettered, and what was reserved for it is freed. A message that is too large for its letter is left
-out of it: a letter that its topic refused would stop the flow at every restart. State: none.
+status becomes dead_lettered, and what was reserved for it is freed, but for what refused answers cost. A message that
+is too large for its letter is left out of it: a letter that its topic refused would stop the flow at every restart.
+State: none.
 """
 
 import bytewax.operators as op

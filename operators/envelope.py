@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Generic, TypeVar, cast
 
 from connectors.kafka.record import Record
+from schemas.errors import Bill
 from schemas.event import JobEvent
 from schemas.requests import RequestSubmitted
 
@@ -24,6 +25,7 @@ class Job:
     depth: int = 0  # how many inferences led to it
     root: str | None = None  # the job at the top of its chain, if that is another one
     admission_id: str | None = None  # what its tenant's budget has reserved for it
+    billed: Bill | None = None  # what calls have cost under this admission whose answers were refused
 
 
 @dataclass(frozen=True)

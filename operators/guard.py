@@ -284,9 +284,8 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             return
         limit, value, allowed = exceeded
         record = envelope.record
-        origin = f"{record.topic}/{record.partition}/{record.offset}"
         # Of the message: a replay of it asks the same, and a job that is sent again, or redriven, asks anew.
-        review_id = derive_id("review", _turn(request), limit, origin)
+        review_id = derive_id("review", _turn(request), limit, record.origin)
         reason = _REASONS[limit].format(value=value, allowed=allowed)
         if not self._waits(request, limit):
             waiting = sum(held.envelope.job.tenant == request.tenant for held in self._held.values())
@@ -312,7 +311,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                     depth=request.depth,
                     ancestors=root.ancestors(request),
                     prompt_chars=request.prompt_chars,
-                    origin=origin,
+                    origin=record.origin,
                     expires_at=at_unix(expires_at),
                 ),
             )

@@ -29,7 +29,7 @@ from operators.paid_once import AmbiguityPolicy, PaidOnce
 from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter, redrives
-from schemas.errors import Poison, Retryable
+from schemas.errors import Bill, Poison, Retryable
 from schemas.event import derive_id, utc_now
 from schemas.requests import ChatMessage, RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
@@ -53,14 +53,15 @@ MARKUP = 16  # tokens around each message, passage or tool, at most: 4 to 8 in t
 PROMPT_MARKUP = 128  # our own instruction, and what a template says once
 
 
-def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...]) -> Prompt:
-    """What the model is asked."""
+def prompt_of(request: RequestSubmitted, hits: tuple[Hit, ...], redriven: int = 0) -> Prompt:
+    """What the model is asked. `redriven`: how often."""
     return Prompt(
         job_id=request.job_id,
         messages=tuple(map(_message, request.turns)),
         passages=tuple(Passage(hit.text, _place(hit)) for hit in hits),
         max_tokens=request.max_tokens,
         tools=tuple(OfferedTool(tool.name, tool.description, tool.parameters) for tool in request.tools),
+        redrives=redriven,
     )
 
 
@@ -111,7 +112,7 @@ def call_id(request: RequestSubmitted) -> str:
     return f"{request.job_id}/{request.depth}" if request.turns[-1].role == "tool" else request.job_id
 
 
-def admission_of(envelope: Envelope[RetrievedRequest]) -> str:
+def asks_of(envelope: Envelope[RetrievedRequest]) -> str:
     """Names one inference: the job's, of this depth and this content, since it was redriven so often."""
     request = envelope.body.request
     turn = f"{request.depth}/{redrives(envelope.record.headers)}"
@@ -144,7 +145,7 @@ def cost_of(prices: Prices) -> Callable[[RetrievedRequest], Cost]:
 
 def charge(prices: Prices) -> Charge[RetrievedRequest]:
     """How inferences are charged to their tenants."""
-    return Charge(RetrievedRequest, cost_of(prices), admission_of)
+    return Charge(RetrievedRequest, cost_of(prices), asks_of)
 
 
 Answer = ResultCompleted | ToolRequested
@@ -165,15 +166,17 @@ def tokens_used(envelope: Envelope[ResultCompleted] | Envelope[ToolRequested]) -
     if job.admission_id is None:
         return
     paid = body.admission_id == job.admission_id
+    answered = Bill(body.model, body.usage.prompt_tokens, body.usage.completion_tokens, body.usage.estimated)
+    bill = answered.plus(job.billed) if paid else job.billed
     yield TokensUsed(
         job_id=job.job_id,
         tenant=job.tenant,
         admission_id=job.admission_id,
         root_job_id=job.root or job.job_id,
-        model=body.model if paid else None,
-        prompt_tokens=body.usage.prompt_tokens if paid else 0,
-        completion_tokens=body.usage.completion_tokens if paid else 0,
-        estimated=body.usage.estimated and paid,
+        model=None if bill is None else bill.model,
+        prompt_tokens=0 if bill is None else bill.prompt_tokens,
+        completion_tokens=0 if bill is None else bill.completion_tokens,
+        estimated=bill is not None and bill.estimated,
         used_at=body.completed_at if isinstance(body, ResultCompleted) else body.requested_at,
     )
 
@@ -196,7 +199,7 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
     retrieved = envelope.body
     request = retrieved.request
     began = monotonic()
-    completion = await complete(llm, prompt_of(request, retrieved.hits))
+    completion = await complete(llm, prompt_of(request, retrieved.hits, redrives(envelope.record.headers)))
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
@@ -226,9 +229,11 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
 def _tool_request(
     request: RequestSubmitted, completion: Completion, wanted: WantedTool, usage: TokenCount, admission_id: str | None
 ) -> ToolRequested:
-    """Raises Poison if the request does not offer the tool."""
+    """Raises Poison, with the bill, if the request does not offer the tool."""
     if wanted.name not in {tool.name for tool in request.tools}:
-        raise Poison(f"the model asks for tool {wanted.name!r:.100}, which the request does not offer")
+        refused = Poison(f"the model asks for tool {wanted.name!r:.100}, which the request does not offer")
+        refused.bill = Bill(completion.model, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
+        raise refused
     return ToolRequested(
         job_id=request.job_id,
         tenant=request.tenant,
@@ -283,8 +288,8 @@ def _carrying(envelope: Envelope[Answer], body: type[A]) -> Envelope[A] | None:
 
 
 def _same(envelope: Envelope[RetrievedRequest]) -> str:
-    """Also of one admission: what another one has reserved must be settled, too."""
-    return f"{envelope.job.admission_id}/{request_hash(envelope.body)}"
+    """Until the same time, too: what ends at one deadline must not end a message that has a later one."""
+    return f"{envelope.job.deadline}/{asks_of(envelope)}"
 
 
 def _call_id(envelope: Envelope[RetrievedRequest]) -> str:

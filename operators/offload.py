@@ -18,7 +18,7 @@ except for a dependency that is out.
 * Fair: who waits for capacity is served round-robin by tenant.
 * Order: keys overtake each other; with `keep_key_order` the messages of one key go one at a time.
 * Coalesced: with `same`, a message that asks for what is already in flight under its key makes no call of its own, and
-  ends with the one that does.
+  ends with the one that does. What its tenant's budget has reserved for it is given back.
 * Executors: `work` is a coroutine of the process's event loop; one that must block awaits a thread, or a process that
   can be killed (`connectors.executors`).
 * Stop: a wish to stop ends the wait for capacity, gives pending calls until its deadline, and leaves the rest in the
@@ -31,8 +31,8 @@ workers and an idle one costs nothing. Dead letters: poison at once, retryable a
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Condition
@@ -54,9 +54,10 @@ from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
-from schemas.errors import Fatal, GaveUp, Isolated, Poison, Retryable, Unavailable
+from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
 from schemas.event import utc_now
 from schemas.jobs import JobState, StatusChanged
+from schemas.usage import TokensUsed, nothing_used
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -112,6 +113,12 @@ class Pending(Generic[X]):
     plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
+
+    def charge(self, bill: Bill) -> None:
+        """Add what a call has cost whose answer was refused; its settlement, or its dead letter's, says so."""
+        job = self.envelope.job
+        self.envelope = replace(self.envelope, job=replace(job, billed=bill.plus(job.billed)))
+        self.plain = None
 
 
 @dataclass(frozen=True)
@@ -309,22 +316,22 @@ class _Step(Generic[X, Y]):
         try:
             async with _until_deadline(job):
                 await turn.wait(job)
-            call = partial(self._call, pending.envelope, turn)
+            call = partial(self._call, pending, turn)
             return await (call() if self._around is None else self._around(pending, call))
         finally:
             turn.end()
 
-    async def _call(self, envelope: Envelope[X], turn: "_Turn") -> Y:
+    async def _call(self, pending: Pending[X], turn: "_Turn") -> Y:
         """One call under its limits; what becomes of it is told to the circuit. Then its slot is free again."""
         try:
-            return await self._told(envelope, turn.permit)
+            return await self._told(pending, turn.permit)
         finally:
             turn.end()
 
-    async def _told(self, envelope: Envelope[X], permit: Permit | None) -> Y:
+    async def _told(self, pending: Pending[X], permit: Permit | None) -> Y:
         try:
-            async with _until_deadline(envelope.job):
-                result = await self._within_timeout(envelope)
+            async with _until_deadline(pending.envelope.job):
+                result = await self._charged(pending)
         except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
         except Retryable as error:
@@ -338,6 +345,14 @@ class _Step(Generic[X, Y]):
         if permit is not None:
             permit.succeeded()
         return result
+
+    async def _charged(self, pending: Pending[X]) -> Y:
+        try:
+            return await self._within_timeout(pending.envelope)
+        except HeadraceError as error:
+            if error.bill is not None:
+                pending.charge(error.bill)
+            raise
 
     async def _within_timeout(self, envelope: Envelope[X]) -> Y:
         try:
@@ -453,13 +468,17 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             if not isinstance(ready.item, Dropped):
                 emitted.append((ready.key, ready.item))
             if ready.settles is not None:
-                self._settle(self._pending.pop(ready.settles))
+                emitted += self._settle(self._pending.pop(ready.settles))
         self._start_due()
         return emitted
 
-    def _settle(self, pending: Pending[X]) -> None:
+    def _settle(self, pending: Pending[X]) -> Iterator[tuple[str, object]]:
         for number in pending.followers:
-            del self._pending[number]
+            follower = self._pending.pop(number)
+            job = follower.envelope.job
+            if job.admission_id is not None and job.admission_id != pending.envelope.job.admission_id:
+                # Its own, for a call that is not made.
+                yield follower.key, nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
         if pending.identity is not None:
             del self._leaders[pending.identity]
         self._start_next(pending.key)
@@ -545,7 +564,7 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None
+        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed) else None
 
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))

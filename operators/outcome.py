@@ -16,8 +16,9 @@ from bytewax.operators import KeyedStream
 from connectors.kafka.record import Record
 from operators.envelope import Envelope, Job
 from schemas.dead_letter import DeadLetter, Header, first_produced_at
-from schemas.errors import Fatal, GaveUp, HeadraceError, Refused, Retryable
+from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Refused, Retryable
 from schemas.event import utc_now
+from schemas.results import TokenCount
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -48,13 +49,15 @@ def bury(
         log.error(
             "unexpected exception", step=step, job_id=job.job_id, exc_type=type(error).__name__, where=_where(error)
         )
-    now = utc_now()
+    now, bill = utc_now(), job.billed
     retryable = isinstance(error, Retryable | GaveUp)
     return DeadLetter(
         job_id=job.job_id,
         tenant=job.tenant,
         document_id=job.document_id,
         admission_id=job.admission_id,
+        model=None if bill is None else bill.model,
+        usage=None if bill is None else _tokens(bill),
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
@@ -71,6 +74,12 @@ def bury(
         ends_job=not isinstance(error, Refused),
         first_failed_at=first_failed_at or now,
         failed_at=now,
+    )
+
+
+def _tokens(bill: Bill) -> TokenCount:
+    return TokenCount(
+        prompt_tokens=bill.prompt_tokens, completion_tokens=bill.completion_tokens, estimated=bill.estimated
     )
 
 

@@ -5,7 +5,7 @@ answer. Between the claim and the commit of its answer a crash leaves the job am
 the call. What then happens is the tenant's choice, and is counted. Nothing closes those milliseconds from this side.
 
 Dead letters: another request under the same job_id (the first one goes on); a job that was given up before, until it is
-redriven; an ambiguous one, where the tenant says so.
+redriven, or submitted again with a later deadline if that ended it; an ambiguous one, where the tenant says so.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -78,7 +78,7 @@ class PaidOnce(Generic[X, E]):
         """One attempt at a job, if it needs one."""
         envelope = pending.envelope
         record, job = envelope.record, envelope.job
-        origin = f"{record.topic}/{record.partition}/{record.offset}"
+        origin = record.origin
         request_hash = self.request_hash(envelope.body)
         token = f"{self._run}-{next(self._numbers)}"
         attempt = Attempt(self.call_id(envelope), job.tenant, request_hash, origin, token, redrives(record.headers))

@@ -21,7 +21,7 @@ from schemas.errors import Poison
 from schemas.event import Event
 from schemas.jobs import JobState, StatusChanged
 from schemas.topics import DEAD_LETTER_MAX_BYTES, EVENT_MAX_BYTES, dead_letter_topic, topic_of
-from schemas.usage import TokensUsed
+from schemas.usage import nothing_used
 
 E = TypeVar("E", bound=Event)
 
@@ -38,11 +38,11 @@ def outgoing(event: Event, *, step: str, topic: str | None = None, traceparent: 
 def letter_records(buried: DeadLetter, *, step: str) -> Iterator[OutgoingRecord]:
     """A dead letter, and what it means for its job: nothing stays reserved for it, and its status is the last one."""
     letter = buried.fitting(DEAD_LETTER_MAX_BYTES - FRAMING_BYTES)
-    if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used
-        unused = TokensUsed(
-            job_id=letter.job_id, tenant=letter.tenant, root_job_id=letter.job_id, admission_id=letter.admission_id
-        )
-        yield outgoing(unused, step=step)
+    if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used,
+        used = nothing_used(letter.job_id, letter.tenant, None, letter.admission_id)
+        if letter.usage is not None:  # but for answers that were refused
+            used = used.model_copy(update={"model": letter.model} | letter.usage.model_dump())
+        yield outgoing(used, step=step)
     yield outgoing(letter, step=step, topic=dead_letter_topic(letter.topic))
     if not letter.ends_job:
         return

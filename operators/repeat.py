@@ -1,11 +1,12 @@
 """What to do with a request that has come before: ask the ledger.
 
 Guarantee: no repeat makes a call that its job has made already. A finished job's stored result is published again; a
-job that is being worked on goes on, and the repeat ends with a status. What the ledger does not know (a job that waits
-for budget or for a person, one that was given up, or another request under the same id) goes the way of a fresh
-request, where the same id meets the same reservation, review and claim.
+job whose call is in flight goes on, and the repeat ends with a status. What the ledger does not know (a job that waits
+for budget or for a person, one whose last call failed or that was given up, or another request under the same id) goes
+the way of a fresh request, where the same id meets the same review and claim.
 
-State: offload's pending repeats. Dead letters: a repeat whose deadline passed while the ledger was out of reach.
+State: offload's pending repeats. Dead letters: a repeat whose deadline passed while the ledger was out of reach; one of
+a job that ended after a tool's answer, which has a dead letter of its own.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from operators.offload import Dropped, OffloadPolicy, Pending, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
+from schemas.errors import Refused
 from schemas.jobs import JobState
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
@@ -52,6 +54,8 @@ async def known_result(request: RequestSubmitted, ledger: Ledger) -> ResultCompl
             return None if first else JobState.AWAITING_TOOL
         if known.state == "given_up":
             return None if first else JobState.DEAD_LETTERED
+        if known.state == "waiting" and first:  # maybe for nobody: its deadline may have ended it
+            return None
         if first and (known.tenant, known.request_hash) != (request.tenant, asks):
             return None
         if known.state != "done" or known.result is None:
@@ -79,6 +83,11 @@ def repeat(step_id: str, up: KeyedStream[Envelope[RequestSubmitted]], ledger: Le
                 return result
             case None:
                 return request
+            case JobState.DEAD_LETTERED:
+                raise Refused(
+                    f"a later turn of job {request.job_id!r} ended as a dead letter, after tools had been called: "
+                    "redrive that one, or submit this request under another job_id"
+                )
             case state:
                 pending.tell(state, "a repeat of this request was dropped: the job is in this state already")
                 return Dropped()

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.event import Base64Bytes, Identifier, JobEvent, Sha256, Timestamp, derive_id, utc_now
+from schemas.results import TokenCount
 
 REDRIVE_HEADER = "headrace_redrives"
 """Header of a message that was redriven: how often so far, as a decimal number. Absent on a first delivery."""
@@ -33,9 +34,10 @@ class Header(BaseModel):
 class DeadLetter(JobEvent):
     """A message that a step gave up on. Produced by every flow to `<topic>.dlq`, under the original key.
 
-    `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again. Only a
-    turn that a tool had answered has one header more: that answer, so that its redrive goes on with the same. A message
-    that is too large for its dead letter is left out of it, and is only where it was: that letter cannot be redriven.
+    `key`, `value` and `headers` are the original message byte for byte: a redrive is that message produced again. Only
+    a turn that a tool had answered has one header more: that answer, so that its redrive goes on with the same. A
+    message that is too large for its dead letter is left out of it, and is only where it was: that letter cannot be
+    redriven.
     """
 
     TYPE: ClassVar[str] = "headrace.dead-letter.v1"
@@ -68,6 +70,8 @@ class DeadLetter(JobEvent):
     admission_id: Identifier | None = Field(
         default=None, description="What its tenant's budget had reserved for it, and now takes back."
     )
+    model: str | None = Field(default=None, description="The model whose answers were refused, if any were.")
+    usage: TokenCount | None = Field(default=None, description="What these answers cost; its tenant is charged for it.")
     document_id: str | None = Field(default=None, description="The document, if the message is about one.")
     first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")
     failed_at: Timestamp = Field(default_factory=utc_now, description="When the last attempt failed.")

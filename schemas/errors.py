@@ -5,9 +5,34 @@ becomes" lists them all. While a circuit is open, a Retryable counts as Unavaila
 Poison for its message, and an ERROR in the log.
 """
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What calls cost whose complete answers were refused."""
+
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    estimated: bool = False
+
+    def plus(self, former: "Bill | None") -> "Bill":
+        """Both together."""
+        if former is None:
+            return self
+        return Bill(
+            self.model,
+            self.prompt_tokens + former.prompt_tokens,
+            self.completion_tokens + former.completion_tokens,
+            self.estimated or former.estimated,
+        )
+
 
 class HeadraceError(Exception):
     """Base of the classed errors. The message names the thing, the value and the way out; it holds no document text."""
+
+    bill: Bill | None = None  # of the call that failed, if it is known
 
 
 class Retryable(HeadraceError):

@@ -41,6 +41,11 @@ class TokensUsed(JobEvent):
         return self.prompt_tokens + self.completion_tokens
 
 
+def nothing_used(job_id: str, tenant: str, root: str | None, admission_id: str) -> TokensUsed:
+    """That an admission ended without a call."""
+    return TokensUsed(job_id=job_id, tenant=tenant, root_job_id=root or job_id, admission_id=admission_id)
+
+
 class UsageWindowed(Event):
     """What a tenant has used of a model in one window, so far. Produced by `usage`; the topic is compacted.
 

@@ -87,6 +87,7 @@ class LLMServer:
     def __init__(self, plan: Plan, record: Path | None = None) -> None:
         self.plan = plan
         self.calls: list[Call] = []
+        self.keys: list[str] = []  # the idempotency key of each call
         self.runner: web.AppRunner | None = None
         self.site: web.TCPSite | None = None
         self._numbers: Counter[str] = Counter()
@@ -134,7 +135,9 @@ class LLMServer:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        job_id = request.headers.get("Idempotency-Key", "")
+        key = request.headers.get("Idempotency-Key", "")
+        job_id = key.rsplit("/", 2)[0]  # of <job_id>/<redrives>/<digest of what is asked>
+        self.keys.append(key)
         self._numbers[job_id] += 1
         call = Call(job_id, self._numbers[job_id], body=body)
         if self.plan.distinct:

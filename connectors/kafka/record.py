@@ -16,6 +16,11 @@ class Record:
     headers: tuple[tuple[str, bytes], ...]
     timestamp: datetime  # broker's or producer's, UTC
 
+    @property
+    def origin(self) -> str:
+        """Names the message: a replay has the same, a message of equal content another one."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
     def header(self, name: str) -> str | None:
         """The last header of that name, or None."""
         for key, value in reversed(self.headers):

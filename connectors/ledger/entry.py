@@ -76,14 +76,16 @@ def claim(  # noqa: PLR0911  # one return per rule
         return new, Claim(attempt.job_id, attempt.token)
     if (entry.request_hash, entry.tenant) != (attempt.request_hash, attempt.tenant):
         return None, Conflict(entry.state)
-    redriven = attempt.redrives > entry.redrives
+    late = entry.failure is not None and entry.failure.late and attempt.origin != entry.origin
+    anew = attempt.redrives > entry.redrives or late
     taken = replace(
         entry,
         state="running",
+        origin=attempt.origin,
         token=attempt.token,
         claimant=claimant,
         redrives=max(entry.redrives, attempt.redrives),
-        failures=0 if redriven else entry.failures,
+        failures=0 if anew else entry.failures,
         ambiguous=False,
         failure=None,
     )
@@ -99,7 +101,7 @@ def claim(  # noqa: PLR0911  # one return per rule
             return taken, Claim(entry.job_id, attempt.token, taken.failures, ambiguous=True)
         case "waiting":
             return taken, Claim(entry.job_id, attempt.token, taken.failures)
-        case "given_up" if redriven:
+        case "given_up" if anew:
             return taken, Claim(entry.job_id, attempt.token)
         case "given_up":
             return None, GivenUp(entry.failure or Failure("retryable", "Unknown", "no reason was recorded", 1))

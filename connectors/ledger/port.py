@@ -1,7 +1,8 @@
 """The port to the ledger: who may make a paid call for a job, and what the call answered.
 
 A job's life here: nobody's -> running (claimed; a call may be in flight) -> done, or waiting (the call is known to have
-failed, and may be made again) or given up (until somebody redrives it). A claim is known by its token; every change
+failed, and may be made again) or given up (until somebody redrives it, or submits it again with a later deadline if
+the deadline was what ended it). A claim is known by its token; every change
 compares the token first, so a process that was stalled past its lease and wakes up changes nothing.
 
 Every operation may be repeated with the same token: after a lost reply the caller asks again, and gets the same answer.
@@ -62,10 +63,15 @@ class Failure:
     message: str
     attempts: int
 
+    @property
+    def late(self) -> bool:
+        """Only its deadline ended it. Another message for the job that asks for a claim has a later one: it may."""
+        return self.error_type == "DeadlineExceeded"
+
 
 @dataclass(frozen=True)
 class GivenUp:
-    """The job ended as a dead letter, and this message is no redrive of it: no call."""
+    """The job ended as a dead letter, and this message is neither a redrive nor one with a later deadline: no call."""
 
     failure: Failure
 
@@ -131,7 +137,7 @@ class Ledger(Protocol):
         ...
 
     async def give_up(self, claim: Claim, failure: Failure) -> bool:
-        """No further call until somebody redrives the job. False if taken over."""
+        """No further call until somebody redrives the job, or the like. False if taken over."""
         ...
 
     async def mark_published(self, job_ids: Sequence[str]) -> None:

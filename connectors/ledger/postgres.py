@@ -54,7 +54,8 @@ _NAMES: LiteralString = (
     "prompt_tokens, completion_tokens, published, failure"
 )
 _SET: LiteralString = (
-    "state = excluded.state, token = excluded.token, claimant = excluded.claimant, failures = excluded.failures, "
+    "origin = excluded.origin, state = excluded.state, token = excluded.token, claimant = excluded.claimant, "
+    "failures = excluded.failures, "
     "redrives = excluded.redrives, ambiguities = excluded.ambiguities, ambiguous = excluded.ambiguous, "
     "result = excluded.result, prompt_tokens = excluded.prompt_tokens, "
     "completion_tokens = excluded.completion_tokens, published = excluded.published, failure = excluded.failure, "

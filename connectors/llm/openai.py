@@ -4,6 +4,7 @@ Guarantee: a stream that was cut, malformed or without an end never counts as an
 connection at once, which is how these servers learn to stop generating.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -15,14 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from connectors.llm.port import LLM, Completion, Delta, Message, Passage, Prompt, WantedTool
 from connectors.retry_after import retry_after_s
-from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
+from schemas.errors import Bill, Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
 IDLE_TIMEOUT_S = 60.0  # between two bytes: the first token of a long prompt on a busy server takes tens of seconds
 MAX_LINE_BYTES = 1 << 20  # of one server-sent event; deltas are a few hundred bytes
 CHARS_PER_TOKEN = 4  # rule of thumb for English; only where the endpoint reports no usage
 
-_CITED = re.compile(r"\[(\d+)\]")
+_CITED = re.compile(
+    r"\[(\d{1,3})\]"
+)  # a longer number cites nothing, and Python refuses to read one of thousands of digits
 _INSTRUCTION = (
     "Answer from the numbered passages below, and cite each one that you use as [n]. "
     "If they do not hold the answer, say so.\n\n"
@@ -142,9 +145,10 @@ class OpenAICompatibleLLM(LLM):
     async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
         """Call the endpoint; see the port for what is raised."""
         answer = _Answer(prompt, self._model)
-        headers = self._headers | {"Idempotency-Key": prompt.job_id}
+        body = self._body(prompt)
+        headers = self._headers | {"Idempotency-Key": _idempotency_key(prompt, body)}
         with _classed(self._url):
-            async with self._open().post(self._url, json=self._body(prompt), headers=headers) as response:
+            async with self._open().post(self._url, json=body, headers=headers) as response:
                 if response.status != 200:  # noqa: PLR2004  # OK
                     raise _refusal(response.status, response.headers, await response.content.read(4096))
                 if response.content_type == "application/json":  # a server that does not stream
@@ -155,9 +159,7 @@ class OpenAICompatibleLLM(LLM):
                     events = ServerSentEvents()
                     async for piece in response.content.iter_any():
                         for data in events.feed(piece):
-                            if data.strip() == "[DONE]":
-                                answer.ended = True
-                            elif text := answer.take(data):
+                            if data.strip() != "[DONE]" and (text := answer.take(data)):
                                 yield Delta(text)
         yield answer.completion()
 
@@ -217,7 +219,6 @@ class _Answer:
         self._usage: _Usage | None = None
         self._wanted: list[_ToolCall] = []  # the pieces of the first call
         self._other_began = False
-        self.ended = False
 
     def take(self, data: str) -> str:
         """Read one reply; the text that it adds."""
@@ -271,7 +272,7 @@ class _Answer:
         return WantedTool(call_id, name, self._arguments() or "{}")
 
     def completion(self) -> Completion:
-        """The whole answer. Raises Retryable if the stream ended before it did."""
+        """The whole answer. Raises Retryable: the stream ended before it did; it makes no sense (with its bill)."""
         if self._finish_reason is None:
             raise Retryable("the model's stream was cut before its end")
         text = "".join(self._parts)
@@ -282,7 +283,11 @@ class _Answer:
             prompt_tokens=-(-_length(self._prompt) // CHARS_PER_TOKEN),
             completion_tokens=-(-written // CHARS_PER_TOKEN),
         )
-        wants = self._wants()
+        try:
+            wants = self._wants()
+        except Retryable as error:
+            error.bill = Bill(self._model, usage.prompt_tokens, usage.completion_tokens, self._usage is None)
+            raise
         finish_reason: Literal["stop", "length", "tool"] = "length" if self._finish_reason == "length" else "stop"
         return Completion(
             text=text,
@@ -294,6 +299,12 @@ class _Answer:
             wants=wants,
             usage_estimated=self._usage is None,
         )
+
+
+def _idempotency_key(prompt: Prompt, body: dict[str, object]) -> str:
+    """The same for every attempt at a call; the next turn of its job, or a redrive, is another call."""
+    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return f"{prompt.job_id}/{prompt.redrives}/{digest[:32]}"
 
 
 def _length(prompt: Prompt) -> int:

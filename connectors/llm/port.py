@@ -45,11 +45,12 @@ class Passage:
 class Prompt:
     """Everything one inference needs."""
 
-    job_id: str  # sent along as the idempotency key where the endpoint knows one
+    job_id: str  # with `redrives` and what is asked, the idempotency key where the endpoint knows one
     messages: tuple[Message, ...]  # at least one; the last is the user's or a tool's
     passages: tuple[Passage, ...]  # best first; the answer cites the n-th as [n]; empty for plain generation
     max_tokens: int  # limit on completion tokens
     tools: tuple[OfferedTool, ...] = ()
+    redrives: int = 0  # how often a person asked for the call again, and so for another answer
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class LLM(Protocol):
 
         Raises:
             Unavailable: a refused connection.
-            Retryable: 408, 409, 425, 429, 5xx (with Retry-After), a cut or malformed stream.
+            Retryable: 408, 409, 425, 429, 5xx (with Retry-After), a cut or malformed stream; a whole answer that
+                makes no sense, with its bill.
             Poison: 400, 413, 422: this prompt is refused.
             Fatal: 401, 403, 404: the key or the model is wrong.
 

@@ -51,6 +51,19 @@ def with_two(database: Database, test: Callable[[SqlLedger, SqlLedger], Awaitabl
     asyncio.run(run())
 
 
+def test_what_its_deadline_ended_is_reopened_by_another_message_and_not_by_a_replay(database: Database) -> None:
+    async def test(ledger: SqlLedger) -> None:
+        late = Failure("poison", "DeadlineExceeded", "the job's deadline has passed", 3)
+        await ledger.give_up(claimed(await ledger.claim(attempt(origin="t/0/1"))), late)
+        assert await ledger.claim(attempt(origin="t/0/1")) == GivenUp(late)
+        claim = claimed(await ledger.claim(attempt(origin="t/0/2")))
+        assert claim.failures == 0
+        await ledger.commit(claim, b"r", USAGE)
+        assert await ledger.claim(attempt(origin="t/0/1")) == Stored(b"r", published=False, origin="t/0/2")
+
+    on(database, test)
+
+
 def test_a_done_job_gives_its_stored_bytes_and_no_claim(database: Database) -> None:
     async def test(ledger: SqlLedger) -> None:
         claim = claimed(await ledger.claim(attempt(origin="t/0/5")))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from connectors.llm.openai import OpenAICompatibleLLM, ServerSentEvents
 from connectors.llm.port import Completion, Message, OfferedTool, Passage, Prompt, WantedTool
-from schemas.errors import Fatal, HeadraceError, Poison, Retryable
+from schemas.errors import Bill, Fatal, HeadraceError, Poison, Retryable
 from tests.llm_server import LLMServer, Plan, serve
 
 R = TypeVar("R")
@@ -336,3 +336,31 @@ def test_a_line_without_end_is_refused_before_memory_is() -> None:
         parser.feed(b"x" * 100_000)
     with pytest.raises(Retryable, match="line of more than"):
         parser.feed(b"x" * 100_000)
+
+
+def test_a_call_that_names_no_tool_fails_with_its_bill() -> None:
+    with pytest.raises(Retryable) as failed:
+        answer_to("TOOL:search FAULT:nameless")
+    assert failed.value.bill == Bill("test-1", 11, 7)
+
+
+def test_a_number_of_thousands_of_digits_in_brackets_cites_nothing_and_loses_no_answer() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        _, completion = await collect(llm, PROMPT)
+        assert (completion.cited, completion.text) == ((1,), server.plan.answer)
+
+    with_server(use, Plan(answer="See [" + "1" * 5000 + "] and [2]."))
+
+
+def test_attempts_at_a_call_share_their_idempotency_key_and_the_next_turn_or_a_redrive_has_another() -> None:
+    async def use(llm: OpenAICompatibleLLM, server: LLMServer) -> None:
+        asks = Message("assistant", "", WantedTool("c", "search", "{}"))
+        answered = replace(PROMPT, messages=(*PROMPT.messages, asks, Message("tool", "310", answers="c")))
+        for prompt in (PROMPT, PROMPT, answered, replace(PROMPT, redrives=1)):
+            await collect(llm, prompt)
+        first, again, turn, redriven = server.keys
+        assert first == again
+        assert len({first, turn, redriven}) == 3
+        assert {call.job_id for call in server.calls} == {PROMPT.job_id}
+
+    with_server(use)
