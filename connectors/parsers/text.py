@@ -1,8 +1,8 @@
 """Plain text and Markdown, in any encoding that can be told from the bytes.
 
 Order of trust: a byte order mark, UTF-16 by the place of its NUL bytes, UTF-8 (a few broken characters are tolerated),
-windows-1252. Text in another 8-bit encoding than the last cannot be told from it unless it uses a byte that
-windows-1252 leaves undefined; then it is refused.
+an encoding of a language that does not write in Latin letters, windows-1252. Those of languages that do (Polish,
+Turkish) cannot be told from the last unless they use a byte that it leaves undefined. What no encoding fits is refused.
 
 Markdown stays as it is written: links, tables and code are quoted verbatim, which keeps it readable and exact. Only
 its headings are understood, for sections and the title.
@@ -31,6 +31,11 @@ _CONTROLS = re.compile(r"[\x00-\x07\x0e-\x1a\x1c-\x1f]")  # not tab, line and pa
 _MAX_CONTROL_SHARE = 0.02  # random bytes have 0.1, text has none but for the odd stray
 _MAX_BROKEN_SHARE = 0.1  # of the non-ASCII characters: more is not UTF-8 with a scratch but another encoding
 _SAMPLE_BYTES = 1 << 16
+_MIN_WIDE_SHARE = 0.1  # of the characters: a stray NUL in a log does not make it UTF-16, in which blanks have one
+_REPEATED = re.compile(rb"([\x80-\xff])\1+")  # a rule of dashes or bullets is no word
+_FOREIGN = re.compile(rb"[\x80-\xff]{3,}")  # Latin letters with accents hardly ever stand three in a row
+_MIN_FOREIGN_SHARE = 0.4  # 0.6 and more in Japanese, whose second bytes may be ASCII; below 0.1 in Western languages
+_MIN_CONFIDENCE = 0.05  # for a word or two it has 0.09, for what fits nothing 0.03
 _MAX_HEADING_CHARS = 1_000
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -61,14 +66,14 @@ def encoding_by_label(label: str) -> str | None:
 
 
 def utf16_without_mark(data: bytes) -> str | None:
-    """`utf-16-le` or `utf-16-be` if the NUL bytes say so, else None.
+    """`utf-16-le` or `utf-16-be` if NUL bytes enough say so, else None.
 
     Spaces, digits and line ends have a NUL for their high byte, in every language: all NULs stand at odd offsets in
     little-endian text, at even ones in big-endian.
     """
     sample = data[: _SAMPLE_BYTES & ~1]
     at_even, at_odd = sample[0::2].count(0), sample[1::2].count(0)
-    if at_even + at_odd == 0 or len(data) % 2:
+    if at_even + at_odd < max(1, _MIN_WIDE_SHARE * len(sample) / 2) or len(data) % 2:
         return None
     if at_even <= at_odd // 100:
         return "utf-16-le"
@@ -78,7 +83,7 @@ def utf16_without_mark(data: bytes) -> str | None:
 
 
 def decode(data: bytes) -> str | None:
-    """The text, every line end a line feed, or None if these bytes are no text.
+    """The text, every line end a line feed, a stray NUL left out, or None if these bytes are no text.
 
     Raises:
         Poison: text, but in an encoding that cannot be told.
@@ -86,7 +91,7 @@ def decode(data: bytes) -> str | None:
     text = _decoded(data)
     if text is None or _is_binary(text):
         return None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
 
 
 def _decoded(data: bytes) -> str | None:
@@ -100,28 +105,45 @@ def _decoded(data: bytes) -> str | None:
             return data.decode(wide)
         except UnicodeDecodeError:
             return None
-    if b"\0" in data[:_SAMPLE_BYTES]:
-        return None
-    return _utf8_or_windows_1252(data)
+    return _utf8_or_8_bit(data)
 
 
 def _is_binary(text: str) -> bool:
     return len(_CONTROLS.findall(text)) > _MAX_CONTROL_SHARE * len(text)
 
 
-def _utf8_or_windows_1252(data: bytes) -> str | None:
+def _utf8_or_8_bit(data: bytes) -> str | None:
     with suppress(UnicodeDecodeError):
         return data.decode("utf-8")
     text = data.decode("utf-8", errors="replace")
     beyond_ascii = len(text) - len(text.encode("ascii", errors="ignore"))
     if text.count("�") <= _MAX_BROKEN_SHARE * beyond_ascii:
         return text
+    foreign = _foreign_encoding(data)
+    if foreign is not None:
+        return data.decode(foreign, errors="replace")
     try:
         return data.decode("cp1252")
     except UnicodeDecodeError as error:
         if _is_binary(text):
             return None
-        raise Poison("text that is neither UTF-8 nor UTF-16 nor windows-1252; convert it to UTF-8") from error
+        raise Poison("text in an encoding that cannot be told from its bytes; convert it to UTF-8") from error
+
+
+def _foreign_encoding(data: bytes) -> str | None:
+    """That of a Cyrillic, Greek, Japanese ... text, told from its words; None for one in Latin letters."""
+    lines = b"\n".join(line for line in data[:_SAMPLE_BYTES].splitlines() if not line.isascii())
+    sample = _REPEATED.sub(rb"\1", lines)
+    beyond_ascii = len(sample) - len(sample.translate(None, bytes(range(128, 256))))
+    in_words = sum(map(len, _FOREIGN.findall(sample)))
+    if in_words < _MIN_FOREIGN_SHARE * beyond_ascii or in_words == 0:
+        return None
+    import chardet  # noqa: PLC0415 - its models take 0.3 s to load, and few documents need them
+
+    guess = chardet.detect(lines)
+    if not guess["encoding"] or guess["confidence"] < _MIN_CONFIDENCE:
+        return None
+    return encoding_by_label(guess["encoding"])
 
 
 def parse(data: bytes) -> ParsedDocument:

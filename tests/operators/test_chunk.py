@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.embedder.port import Embedder, Tokenizer
+from operators import chunk as chunking
 from operators.chunk import ChunkPolicy, cut, cut_to_fit
 from schemas.documents import SectionMark
 from schemas.errors import Poison
@@ -115,3 +116,47 @@ def test_a_word_of_thousands_of_letters_is_cut_into_what_the_model_reads(embedde
     chunks = cut_to_fit(text, (), Narrow(embedder.tokenizer, 30), ChunkPolicy(30, 5, size_chars=90))
     assert max(len(embedder.tokenizer.offsets(chunk.text)) for chunk in chunks) <= 30
     assert chunks[-1].end == len(text)
+
+
+class Measured(Tokenizer):
+    """Remembers the longest text that it was given."""
+
+    def __init__(self, inner: Tokenizer) -> None:
+        self._inner = inner
+        self.longest = 0
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        self.longest = max(self.longest, len(text))
+        return self._inner.offsets(text)
+
+
+@pytest.mark.parametrize("sentence", ["水車は川の力で回る。", "The wheel turns.\n\n", "x"])
+def test_a_text_of_millions_of_characters_is_tokenised_in_slices(embedder: Embedder, sentence: str) -> None:
+    text = sentence * (300_000 // len(sentence))
+    tokenizer = Measured(embedder.tokenizer)
+    chunks = cut_to_fit(text, (), Narrow(tokenizer, 254), ChunkPolicy())
+    assert tokenizer.longest <= 100_000  # 10,000,000 at once took 6 GB
+    covered = 0
+    for chunk in chunks:
+        assert not text[covered : chunk.start].strip()
+        covered = max(covered, chunk.end)
+    assert not text[covered:].strip()
+
+
+spaced = st.text(st.sampled_from("wheel mill\n. \t東京é"), max_size=200)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=spaced, size=st.integers(40, 60))
+def test_slices_make_no_difference_to_the_chunks_of_a_text_with_blanks(
+    embedder: Embedder, text: str, size: int
+) -> None:
+    text = " ".join(text[at : at + 20] for at in range(0, len(text), 20))
+    narrow, policy = Narrow(embedder.tokenizer, 16), ChunkPolicy(12, 3)
+    offsets = embedder.tokenizer.offsets(text)
+    if not offsets:
+        return
+    whole = cut_to_fit(text, (), narrow, policy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunking, "SLICE_CHARS", size)
+        assert cut_to_fit(text, (), narrow, policy) == whole

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -304,6 +305,19 @@ def test_the_next_pass_is_begun_before_the_rows_of_the_last_are_fetched() -> Non
             return await batcher.embed(["a"] * 100)
 
     assert asyncio.run(scenario()).tolist() == [[1, 1]] * 100
+
+
+def test_choosing_passes_of_thousands_of_short_texts_takes_no_quadratic_time() -> None:
+    model = CountingModel()
+    model.gate.set()
+
+    async def scenario() -> Rows:
+        async with batching(model, batch_tokens=20_000) as batcher:
+            return await batcher.embed(["a"] * 60_000)
+
+    began = time.process_time()
+    assert len(asyncio.run(scenario())) == 60_000
+    assert time.process_time() - began < 5
 
 
 def test_classed_error_of_the_model_keeps_its_class() -> None:

@@ -1,6 +1,7 @@
 """The real model, offline."""
 
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -145,12 +146,38 @@ def test_offsets_are_the_same_while_the_model_embeds(embedder: SentenceTransform
             assert len(embedder.tokenizer.offsets(text)) == 400
 
 
-def test_model_is_named_by_its_weights_wherever_they_lie(embedder: SentenceTransformerEmbedder, tmp_path: Path) -> None:
+def test_model_has_the_same_name_wherever_it_lies(embedder: SentenceTransformerEmbedder, tmp_path: Path) -> None:
     shutil.copytree(package_directory() / "model", tmp_path / "all-MiniLM-L6-v2")
     copy = SentenceTransformerEmbedder(str(tmp_path / "all-MiniLM-L6-v2"))
     assert embedder.model.startswith("all-MiniLM-L6-v2@")
     assert copy.model == embedder.model
     asyncio.run(copy.close())
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("1_Pooling/config.json", "pooling_mode_cls_token", True),
+        ("config_sentence_transformers.json", "prompts", {"query": "query: "}),
+        ("sentence_bert_config.json", "max_seq_length", 128),
+        ("tokenizer_config.json", "do_lower_case", False),
+    ],
+)
+def test_models_of_the_same_weights_that_make_other_vectors_have_other_names(
+    embedder: SentenceTransformerEmbedder, tmp_path: Path, file: str, field: str, value: object
+) -> None:
+    directory = tmp_path / "all-MiniLM-L6-v2"
+    shutil.copytree(package_directory() / "model", directory)
+    settings = json.loads((directory / file).read_text())
+    changed = {
+        "prompts": {"default_prompt_name": "query"},
+        "pooling_mode_cls_token": {"pooling_mode_mean_tokens": False},
+    }
+    (directory / file).write_text(json.dumps(settings | {field: value} | changed.get(field, {})))
+    other = SentenceTransformerEmbedder(str(directory))
+    assert other.model.startswith("all-MiniLM-L6-v2@")
+    assert other.model != embedder.model
+    asyncio.run(other.close())
 
 
 def test_default_model_with_other_weights_is_fatal(copied_package: Path) -> None:

@@ -164,6 +164,18 @@ def html_300_000_attributes() -> bytes:
     return f"<!doctype html><p {attributes}>words</p>".encode()
 
 
+@_ends("poison")
+def html_300_000_attributes_after_an_end_of_tag_in_quotes() -> bytes:
+    attributes = " ".join(f'a{number}="1"' for number in range(300_000))
+    return f'<!doctype html><p z=">" {attributes}>words</p>'.encode()
+
+
+@_ends("poison")
+def html_300_000_attributes_without_blanks() -> bytes:
+    attributes = "".join(f'a{number}="1"' for number in range(300_000))
+    return f"<!doctype html><!-- <p z=\" --><script>'</script><p {attributes}>words</p>".encode()
+
+
 @_ends("text", "poison")
 def html_unclosed_tags() -> bytes:
     return b"<!doctype html>" + b"<p><b><i>words " * 2_000

@@ -1,6 +1,9 @@
+import time
+from contextlib import suppress
+
 import pytest
 
-from connectors.parsers.html import parse
+from connectors.parsers.html import _check_attributes, parse
 from schemas.errors import Poison
 
 
@@ -127,3 +130,26 @@ def test_broken_html_is_read_as_far_as_a_browser_would(page: bytes) -> None:
 def test_page_without_any_element_is_poison() -> None:
     with pytest.raises(Poison, match="without any element"):
         parse(b"<!-- only a comment -->")
+
+
+def test_a_drawing_of_thousands_of_numbers_is_one_attribute() -> None:
+    path = " ".join(f"{number}.5" for number in range(6_000))
+    assert text(f'<svg viewBox="0 0 9 9"><path d="M {path} Z"/></svg><p>Closed in March.</p>') == "Closed in March."
+
+
+def test_5000_attributes_are_read_and_one_more_is_poison() -> None:
+    attributes = " ".join(f"a{number}='1'" for number in range(5_000))
+    assert text(f"<p {attributes}>words</p>") == "words"
+    with pytest.raises(Poison, match="more than 5000 attributes"):
+        text(f"<p {attributes} one_more>words</p>")
+
+
+@pytest.mark.parametrize(
+    "start", ["<!--", '<p a="', "<p a='\"", "<a ", "<p " + "a " * 4_999 + "<", "<script>", " / =<a"]
+)
+def test_counting_attributes_takes_no_quadratic_time(start: str) -> None:
+    page = start * (1_000_000 // len(start))
+    began = time.process_time()
+    with suppress(Poison):
+        _check_attributes(page)
+    assert time.process_time() - began < 5  # a quadratic pattern would need hours

@@ -54,6 +54,30 @@ def test_charset_of_the_mail_outranks_that_of_its_page() -> None:
     assert "Größe" in parse(mail(subject="x", body=page), LIMITS).text
 
 
+def image(*headers: str) -> bytes:
+    return "\n".join(["Content-Type: image/png; name=logo.png", *headers, "", "pixels"]).encode()
+
+
+@pytest.mark.parametrize(
+    ("subtype", "headers", "is_attachment"),
+    [
+        ("related", ["Content-ID: <logo@x>"], False),
+        ("related", ["Content-ID: <logo@x>", "Content-Disposition: inline; filename=logo.png"], False),
+        ("mixed", ["Content-ID: <logo@x>", "Content-Disposition: inline"], False),
+        ("mixed", ["Content-ID: <scan@x>"], True),
+        ("mixed", ["Content-Disposition: inline; filename=scan.png"], True),
+        ("related", ["Content-ID: <scan@x>", "Content-Disposition: attachment"], True),
+    ],
+)
+def test_an_image_that_the_body_shows_is_no_attachment(
+    subtype: str, headers: list[str], *, is_attachment: bool
+) -> None:
+    page = text_part('<p>Flood</p><img src="cid:logo@x">', "html")
+    parsed = parse(mail(subject="x", body=multipart([page, image(*headers)], subtype=subtype)), LIMITS)
+    assert parsed.text == BIND.format("x", "Flood")
+    assert len(parsed.attachments) == is_attachment
+
+
 def test_message_inside_is_one_attachment() -> None:
     inner = mail(subject="inner", body="words")
     data = mail(subject="outer", body=multipart([text_part("see below"), b"Content-Type: message/rfc822\n\n" + inner]))

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 -- sentences of many languages
 import codecs
 from contextlib import suppress
 
@@ -38,9 +39,63 @@ def test_one_broken_character_does_not_spoil_a_utf8_text() -> None:
     assert parse(text.encode() + b" cut \xc3").text == text + " cut �"
 
 
+RUSSIAN = "Водяная мельница работает круглый год, кроме половодья весной."
+GREEK = "Ο νερόμυλος λειτουργεί όλο τον χρόνο, εκτός από την άνοιξη."
+JAPANESE = "水車小屋の歴史。川の水が車輪を回し、ポンプの点検は春に行う。"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("koi8-r", RUSSIAN),
+        ("cp1251", RUSSIAN),
+        ("iso8859-5", RUSSIAN),
+        ("cp1251", "Привет, мир"),
+        ("cp1251", "2025-11-21 07:00 pump 3: 12.5 bar, all well\n" * 200 + "ошибка насоса, давление упало\n"),
+        ("iso8859-7", GREEK),
+        ("cp1253", GREEK),
+        ("shift_jis", JAPANESE),
+        ("euc_jp", JAPANESE),
+        ("gb18030", "水车的历史：河水推动轮子，磨碎谷物。每年春天都要检修。"),
+        ("big5", "水車的歷史：河水推動輪子，磨碎穀物。每年春天都要檢修。"),
+        ("euc_kr", "물레방아는 일년 내내 돌아가며 봄에는 멈춘다."),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 50])
+def test_languages_without_latin_letters_are_told_by_their_words(encoding: str, text: str, times: int) -> None:
+    assert parse((text * times).encode(encoding)).text == text * times
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die Mühle läuft das ganze Jahr über, außer im Frühling – “fünf” Räder für 3 €.",
+        "L'été à Noël: où çà? Là-bas, à côté du château.",
+        "El señor Peña vivió aquí. ¿Cuándo?",
+        "Å se på fjorden er hyggelig, sa Bjørn Kjærstad.",
+        "A ação e a reação não são opções.",
+        "12 °C, 3 m², ±5 µm",
+        "Größe",
+        "ÄÖÜ",
+        "•••••••• Liste\n––––––––\n",
+    ],
+)
+@pytest.mark.parametrize("times", [1, 50])
+def test_western_text_is_windows_1252(text: str, times: int) -> None:
+    assert parse((text * times).encode("cp1252")).text == text * times
+
+
+@pytest.mark.parametrize(
+    "log", [b"pump 3: 12.5 bar\n" * 200 + b"cut\0 off", b"\0" + b"pump 3: 12.5 bar, all well\n" * 3]
+)
+def test_a_stray_nul_does_not_make_a_log_utf16(log: bytes) -> None:
+    for data in (log, log + b"\n"):  # of an odd and an even length
+        assert parse(data).text == data.decode().replace("\0", "")
+
+
 def test_encoding_that_cannot_be_told_is_poison_that_asks_for_utf8() -> None:
     with pytest.raises(Poison, match="UTF-8"):
-        parse("水車小屋の歴史、川の水。".encode("shift_jis"))
+        parse(b"un \x81 deux \x8d trois \x8f quatre \x90")
 
 
 def test_binary_is_no_text() -> None:
