@@ -82,9 +82,8 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
     held = await vectors.states(name, **of_document)
     current = [point for point in held if point.visible or point.version == DELETED]
     newest = max((point.revision for point in current), default=0)
-    attached = max(
-        (point.children for point in current), default=0
-    )  # ever: a crash may have kept deletes from going out
+    # Ever attached, since a crash may have kept deletes from going out.
+    attached = max((point.children for point in current), default=0)
     if newest > revision:
         return Replaced(_indexed(document, sum(point.visible for point in held), superseded=True), ())
 
