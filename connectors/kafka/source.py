@@ -40,6 +40,7 @@ Position = tuple[int, int]  # version of this layout, offset of the next record:
 _VERSION = 1
 _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
 _RETRY_S = 0.1
+CLOSE_S = 5.0  # a broker that is there answers in milliseconds
 _IDLE = timedelta(
     milliseconds=20
 )  # a record waits at most this long for its turn; 16 idle partitions cost 2 % of a core
@@ -222,8 +223,19 @@ class _SharedConsumer:
                 if self._buffers:
                     self._consumer.incremental_unassign([TopicPartition(*place)])
                 else:
-                    self._consumer.close()
+                    self._close()
             return not self._buffers
+
+    def _close(self) -> None:
+        """Close, for CLOSE_S at most: with a commit on its way to a broker that is gone librdkafka waits for ever."""
+
+        def close() -> None:
+            with suppress(KafkaException, RuntimeError):
+                self._consumer.close()
+
+        closing = threading.Thread(target=close, name="consumer-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
 
 class KafkaSource(FixedPartitionedSource[Record, Position]):

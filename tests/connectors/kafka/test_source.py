@@ -1,5 +1,6 @@
 """One partition of the source, driven as bytewax drives it, on the embedded broker."""
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -135,3 +136,22 @@ def test_an_unreachable_broker_is_named() -> None:
         gone = broker.bootstrap
     with pytest.raises(Retryable, match=f"Kafka at {gone} did not answer within 10 s"):
         KafkaSource(gone, ["in"], group_id="test", stop=Stop()).list_parts()
+
+
+def test_a_source_closes_though_a_commit_is_on_its_way_to_a_broker_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by a kill of `headrace up`: its flows waited for their broker for ever."""
+    monkeypatch.setattr("connectors.kafka.source.CLOSE_S", 0.5)
+    with EmbeddedKafka() as kafka:
+        kafka.create_topics(["in"])
+        write(kafka.bootstrap, "in", numbers(0, 10), partition=0)
+        source = KafkaSource(kafka.bootstrap, ["in"], group_id="test", stop=Stop())
+        partition = source.build_part("read", "in/0", None)
+        read(partition, 10)
+        partition.snapshot()
+    partition.snapshot()  # commits what the former one has
+    closing = threading.Thread(target=partition.close, daemon=True)
+    closing.start()
+    closing.join(20.0)
+    assert not closing.is_alive()
