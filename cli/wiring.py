@@ -135,7 +135,7 @@ class Connectors:
     def document_spaces(self) -> Spaces:
         """Which model, and where, for documents."""
         self.embedder()
-        return self._spaces(self.remembering_embedder)
+        return self.lazy_spaces
 
     @cached_property
     def lazy_spaces(self) -> Spaces:

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 from prometheus_client import Counter
 
+from connectors.embedder.batcher import Rows
 from connectors.embedder.port import Embedder, Tokenizer
 from connectors.sqlite_file import open_write_ahead
 
 T = TypeVar("T")
-
-Rows = npt.NDArray[np.float32]
 
 log = structlog.get_logger()
 

@@ -35,7 +35,8 @@ from connectors.kafka.record import OutgoingRecord, Record
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
-from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
+from connectors.vector_index.port import Point, VectorIndex
+from tests.passing_index import PassingIndex
 
 POINTS = (
     "after-claim",
@@ -131,52 +132,20 @@ class MortalLedger(Ledger):
         await self._inner.close()
 
 
-class MortalIndex(VectorIndex):
-    """May die after an upsert, before anything else knows of it."""
+class MortalIndex(PassingIndex):
+    """May die after an upsert or a switch, before anything else knows of it."""
 
     def __init__(self, inner: VectorIndex, killer: Killer) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._killer = killer
 
-    async def open(self, collection: str, dimensions: int) -> None:
-        await self._inner.open(collection, dimensions)
-
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
-        await self._inner.upsert(collection, points)
+        await super().upsert(collection, points)
         self._killer.passing("after-upsert")
 
     async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
-        await self._inner.show(collection, ids, tenant=tenant, revision=revision)
+        await super().show(collection, ids, tenant=tenant, revision=revision)
         self._killer.passing("after-show")
-
-    async def delete_document(
-        self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
-    ) -> None:
-        await self._inner.delete_document(collection, tenant=tenant, document_id=document_id, keep=keep)
-
-    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
-        return await self._inner.states(collection, tenant=tenant, document_id=document_id)
-
-    async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
-        return await self._inner.search(collection, vector, tenant=tenant, limit=limit)
-
-    async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
-        return await self._inner.list_document(collection, tenant=tenant, document_id=document_id)
-
-    def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
-        return self._inner.every_state(collection)
-
-    async def serve(self, alias: str, collection: str) -> None:
-        await self._inner.serve(alias, collection)
-
-    async def serving(self, alias: str) -> str | None:
-        return await self._inner.serving(alias)
-
-    async def count(self, collection: str) -> int:
-        return await self._inner.count(collection)
-
-    async def close(self) -> None:
-        await self._inner.close()
 
 
 class Words(Tokenizer):

@@ -1,7 +1,7 @@
 """The index step alone: what readers find while versions come in any order and every write may fail."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from random import Random
 from uuid import uuid4
@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.spaces import held_in
-from connectors.vector_index.port import DocumentState, Hit, Point, PointState, VectorIndex
+from connectors.vector_index.port import Point, VectorIndex
 from connectors.vector_index.qdrant import IN_MEMORY, QdrantIndex
 from operators.attached import child_id
 from operators.index import replace_document
 from schemas.documents import DocumentEmbedded, DocumentUploaded, EmbeddedChunk
 from schemas.errors import Retryable
 from schemas.event import derive_id
+from tests.passing_index import PassingIndex
 
 VECTOR = b"\0\0\x80?" + b"\0" * 12  # (1, 0, 0, 0)
 READER = b"\0\0\x80?" * 4
@@ -39,11 +40,11 @@ def embedded(revision: int, texts: Sequence[str]) -> DocumentEmbedded:
     )
 
 
-class Failing(VectorIndex):
+class Failing(PassingIndex):
     """Fails before or after the writes that it is told to, and lets a reader look after each."""
 
     def __init__(self, inner: VectorIndex, fails: Sequence[str | None], look: Callable[[], Awaitable[None]]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._fails = list(fails)
         self._look = look
 
@@ -57,44 +58,17 @@ class Failing(VectorIndex):
         if fails == "after":
             raise Retryable("the answer was lost")
 
-    async def open(self, collection: str, dimensions: int) -> None:
-        await self._inner.open(collection, dimensions)
-
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
-        await self._write(self._inner.upsert(collection, points))
+        await self._write(super().upsert(collection, points))
 
     async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
-        await self._write(self._inner.show(collection, ids, tenant=tenant, revision=revision))
+        await self._write(super().show(collection, ids, tenant=tenant, revision=revision))
 
     async def delete_document(
         self, collection: str, *, tenant: str, document_id: str, keep: frozenset[str] = frozenset()
     ) -> None:
-        deleting = self._inner.delete_document(collection, tenant=tenant, document_id=document_id, keep=keep)
+        deleting = super().delete_document(collection, tenant=tenant, document_id=document_id, keep=keep)
         await self._write(deleting)
-
-    async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
-        return await self._inner.search(collection, vector, tenant=tenant, limit=limit)
-
-    async def list_document(self, collection: str, *, tenant: str, document_id: str) -> tuple[Point, ...]:
-        return await self._inner.list_document(collection, tenant=tenant, document_id=document_id)
-
-    async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
-        return await self._inner.states(collection, tenant=tenant, document_id=document_id)
-
-    def every_state(self, collection: str) -> AsyncIterator[DocumentState]:
-        return self._inner.every_state(collection)
-
-    async def serve(self, alias: str, collection: str) -> None:
-        await self._inner.serve(alias, collection)
-
-    async def serving(self, alias: str) -> str | None:
-        return await self._inner.serving(alias)
-
-    async def count(self, collection: str) -> int:
-        return await self._inner.count(collection)
-
-    async def close(self) -> None:
-        await self._inner.close()
 
 
 HELD = held_in("documents", "m@1")
