@@ -7,8 +7,8 @@ from typing import Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connectors.kafka.client import ConnectionErrors, base_config, watermarks
-from connectors.kafka.sink import ReliableProducer
-from operators.produce import outgoing
+from connectors.kafka.producer import ReliableProducer
+from connectors.kafka.record import outgoing
 from schemas.dead_letter import DeadLetter
 from schemas.errors import HeadraceError
 from schemas.event import JobEvent

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Literal
 
 import click
 
@@ -14,13 +13,13 @@ from cli.dlq import terminal_columns
 from cli.logs import configure_logs
 from cli.text import at, columns, printable
 from connectors.kafka.dead_letters import PREFIX_CHARS
-from connectors.kafka.reviews import Review, read_prompt, read_reviews
-from connectors.kafka.sink import ReliableProducer
+from connectors.kafka.producer import ReliableProducer
+from connectors.kafka.record import outgoing
+from connectors.kafka.reviews import Decision, Review, decision_of, read_prompt, read_reviews
 from connectors.settings import Settings
-from operators.produce import outgoing
 from schemas.errors import Fatal, HeadraceError
 from schemas.event import utc_now
-from schemas.reviews import NOTE_MAX_CHARS, REVIEWER_MAX_CHARS, ReviewDecided
+from schemas.reviews import NOTE_MAX_CHARS, REVIEWER_MAX_CHARS
 
 SHORT = 8
 """Characters of an id that lists show; any prefix that names one review will do."""
@@ -205,7 +204,7 @@ def reject(review_ids: tuple[str, ...], note: str, reviewer: str | None, bootstr
 
 def _decide(  # the options of a command
     review_ids: Sequence[str],
-    decision: Literal["approve", "reject"],
+    decision: Decision,
     allowed: int | None,
     note: str | None,
     reviewer: str | None,
@@ -228,33 +227,6 @@ def _decide(  # the options of a command
         click.echo(f"{review.requested.review_id[:SHORT]} {DONE[decision]}: job {printable(event.job_id)}")
     if failed:
         sys.exit(1)
-
-
-def decision_of(
-    review: Review,
-    decision: Literal["approve", "reject"],
-    now: datetime,
-    *,
-    allowed: int | None,
-    note: str | None,
-    reviewer: str | None,
-) -> ReviewDecided:
-    """The event. Raises Fatal if the review is over, or `allowed` would stop the job again."""
-    stopped = review.requested
-    if review.standing(now) != "open":
-        raise Fatal(f"review {stopped.review_id[:SHORT]} is {review.standing(now)} already")
-    if allowed is not None and allowed < stopped.value:
-        raise Fatal(f"--allowed {allowed}: job {printable(stopped.job_id)} needs {stopped.value} at least")
-    return ReviewDecided(
-        job_id=stopped.job_id,
-        tenant=stopped.tenant,
-        review_id=stopped.review_id,
-        root_job_id=stopped.root_job_id,
-        decision=decision,
-        allowed=allowed,
-        note=note,
-        reviewer=reviewer,
-    )
 
 
 def _login() -> str | None:

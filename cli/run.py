@@ -21,8 +21,8 @@ from cli.logs import configure_logs
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.event_loop import EventLoop
 from connectors.kafka.pressure import Pressure
+from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
-from connectors.kafka.sink import ReliableProducer
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
 from connectors.settings import Settings

@@ -17,7 +17,8 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.budgets import read_budgets
 from connectors.kafka.port import Delivered
 from connectors.kafka.pressure import Pressure
-from connectors.kafka.sink import KafkaSink, ReliableProducer
+from connectors.kafka.producer import ReliableProducer
+from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
 from connectors.ledger.off import NoLedger

@@ -27,12 +27,11 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.kafka.record import OutgoingRecord, Record
+from connectors.kafka.record import OutgoingRecord, Record, outgoing
 from operators.account import Account, AccountSnapshot, Cost, Over, Prices
 from operators.envelope import Envelope, Job
 from operators.offload import DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
-from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused

@@ -47,11 +47,10 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.circuit import Circuit, Permit
-from connectors.kafka.record import OutgoingRecord
+from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope, Job
 from operators.fair_slots import FairSlots
 from operators.outcome import Outcome, bury, flow_step, sort_out
-from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable

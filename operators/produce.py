@@ -12,7 +12,7 @@ import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
-from connectors.kafka.record import OutgoingRecord
+from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope
 from operators.outcome import bury, flow_step
 from operators.runtime import Runtime
@@ -27,12 +27,6 @@ E = TypeVar("E", bound=Event)
 
 TRACEPARENT_MAX_CHARS = 256  # those of version 00 have 55; anybody may send this header, and it is passed on
 FRAMING_BYTES = 16 * 1024  # what a record has besides key and value: its headers, and Kafka's own fields; some 600
-
-
-def outgoing(event: Event, *, step: str, topic: str | None = None, traceparent: str | None = None) -> OutgoingRecord:
-    """The record of an event: its topic (by the catalogue, unless given), key, JSON and CloudEvents headers."""
-    headers = event.headers(source=f"headrace/{step}", traceparent=traceparent)
-    return OutgoingRecord(topic or topic_of(type(event)).name, event.key_bytes, event.encode(), headers)
 
 
 def letter_records(buried: DeadLetter, *, step: str) -> Iterator[OutgoingRecord]:

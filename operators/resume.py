@@ -22,11 +22,10 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.kafka.record import OutgoingRecord
+from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope, job_of
 from operators.outcome import Outcome, bury, flow_step, sort_out
-from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import redrives
 from schemas.errors import Fatal, Poison, Refused

@@ -17,10 +17,9 @@ import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 
-from connectors.kafka.record import OutgoingRecord
+from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope
 from operators.outcome import bury, flow_step
-from operators.produce import outgoing
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, Refused

@@ -19,9 +19,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import OutgoingRecord, RepeatedRecord
-from connectors.kafka.sink import Outbox, ReliableProducer
 from connectors.kafka.stop import Stop
 from schemas.dead_letter import MAX_REDRIVES, PRODUCED_HEADER, REDRIVE_HEADER, DeadLetter, DeadLetterRedriven
 from schemas.errors import Fatal, HeadraceError

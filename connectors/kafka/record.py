@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from schemas.event import Event
+from schemas.topics import topic_of
+
 
 @dataclass(frozen=True)
 class Record:
@@ -47,3 +50,9 @@ class RepeatedRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def outgoing(event: Event, *, step: str, topic: str | None = None, traceparent: str | None = None) -> OutgoingRecord:
+    """The record of an event: its topic (by the catalogue, unless given), key, JSON and CloudEvents headers."""
+    headers = event.headers(source=f"headrace/{step}", traceparent=traceparent)
+    return OutgoingRecord(topic or topic_of(type(event)).name, event.key_bytes, event.encode(), headers)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -17,6 +17,8 @@ from schemas.tools import ToolRequested
 from schemas.topics import topic_of
 
 E = TypeVar("E", bound=JobEvent)
+
+Decision = Literal["approve", "reject"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,33 @@ def reviews_of(requested: Iterable[ReviewRequested], decisions: Iterable[ReviewD
 
 def _named(event: ReviewRequested | ReviewDecided) -> tuple[str, str, str]:
     return event.review_id, event.job_id, event.root_job_id
+
+
+def decision_of(
+    review: Review,
+    decision: Decision,
+    now: datetime,
+    *,
+    allowed: int | None,
+    note: str | None,
+    reviewer: str | None,
+) -> ReviewDecided:
+    """The event. Raises Fatal if the review is over, or `allowed` would stop the job again."""
+    stopped = review.requested
+    if review.standing(now) != "open":
+        raise Fatal(f"review {stopped.review_id} is {review.standing(now)} already")
+    if allowed is not None and allowed < stopped.value:
+        raise Fatal(f"review {stopped.review_id}: allowed is {allowed}, and its job needs {stopped.value} at least")
+    return ReviewDecided(
+        job_id=stopped.job_id,
+        tenant=stopped.tenant,
+        review_id=stopped.review_id,
+        root_job_id=stopped.root_job_id,
+        decision=decision,
+        allowed=allowed,
+        note=note,
+        reviewer=reviewer,
+    )
 
 
 def read_prompt(bootstrap: str, config: Mapping[str, str] | None, requested: ReviewRequested) -> str | None:

@@ -9,8 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from connectors.kafka.record import OutgoingRecord
-from operators.produce import outgoing
+from connectors.kafka.record import OutgoingRecord, outgoing
 from schemas.budgets import BudgetChanged, WindowLimit
 from schemas.event import Event
 from schemas.reviews import ReviewDecided

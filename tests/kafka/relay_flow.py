@@ -15,9 +15,10 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 
+from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord, Record
 from connectors.kafka.recovery import RecoveryDirectory
-from connectors.kafka.sink import KafkaSink, ReliableProducer
+from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource, Position
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable

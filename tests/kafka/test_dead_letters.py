@@ -15,8 +15,8 @@ from confluent_kafka import Message, Producer
 from connectors.kafka.client import record_of
 from connectors.kafka.dead_letters import DeadLetters, LetterFilter, repeated
 from connectors.kafka.job_history import read_history
+from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord, RepeatedRecord
-from connectors.kafka.sink import ReliableProducer
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import TopicSpec, create_topics
 from schemas.dead_letter import REDRIVE_HEADER, DeadLetter, DeadLetterRedriven, Header

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # its documented names, not marked as exported
 
+from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord
-from connectors.kafka.sink import ReliableProducer
 from schemas.errors import Fatal
 from tests.kafka.apache_kafka import ApacheKafka
 from tests.kafka.client import count, read, values, wait_for, write

@@ -3,8 +3,8 @@
 import pytest
 
 from connectors.kafka.embedded import EmbeddedKafka
+from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord
-from connectors.kafka.sink import ReliableProducer
 from schemas.errors import Fatal, Retryable
 from tests.kafka.client import values
 
