@@ -131,6 +131,31 @@ class Settings(BaseSettings):
     guard_repeats: int = Field(default=3, ge=1, description="How often the same is asked under one root job.")
     guard_prompt_chars: int = Field(default=50_000, ge=1, description="Characters of one prompt, with its tools.")
     review_days: float = Field(default=7.0, gt=0, le=365, description="Days until an undecided review ends its job.")
+    gateway_host: str = Field(default="127.0.0.1", description="Address that the gateway listens at.")
+    gateway_port: int = Field(default=8080, ge=0, le=65_535, description="Port of the gateway; 0: any free one.")
+    read_model: Path | None = Field(
+        default=None,
+        description="SQLite file of a gateway, made anew from Kafka where it is missing; default: "
+        "`<data_dir>/read_model.sqlite`.",
+    )
+    api_keys: dict[str, str] = Field(
+        default_factory=dict,
+        description="Who may use the gateway, as JSON: SHA-256 of a key (`headrace keys create` makes both) to its "
+        'tenant, `*` for one that sees all: `{"<sha256>": "acme"}`. Without any, the gateway serves loopback alone, '
+        "and asks for none.",
+    )
+    api_keys_file: Path | None = Field(default=None, description="The same from a JSON file, read at the start.")
+    rate_per_s: float = Field(default=50.0, gt=0, description="Requests per second and API key, on average.")
+    rate_burst: int = Field(default=200, ge=1, description="Requests that a key may make at once.")
+    cors_origins: CommaSeparated = Field(
+        default=(), description="Origins, comma-separated, whose pages may call the gateway; none by default."
+    )
+    webhook_secrets: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="What callbacks are signed with, by tenant, `*` for all others, as JSON: "
+        '`{"acme": "whsec_<base64>"}` (Standard Webhooks).',
+    )
+    webhook_private: bool = Field(default=False, description="Callbacks may go to addresses that are not public.")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="Port for Prometheus, on all interfaces; none by default."
     )
@@ -138,7 +163,7 @@ class Settings(BaseSettings):
         default="info", description="Least severity logged."
     )
 
-    @field_validator("embed_models", "file_roots", "store_protocols", "http_hosts", mode="before")
+    @field_validator("embed_models", "file_roots", "store_protocols", "http_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -178,7 +203,7 @@ def load() -> Settings:
         if not fault["loc"]:
             raise ValueError(fault["msg"].removeprefix("Value error, ")) from None
         name = f"{PREFIX}{str(fault['loc'][0]).upper()}"
-        secret = any(word in str(fault["loc"][0]) for word in ("api_key", "password", "ledger"))
+        secret = any(word in str(fault["loc"][0]) for word in ("api_key", "password", "ledger", "secret"))
         shown = "" if secret else f"={fault['input']!r:.200}"
         raise ValueError(f"{name}{shown}: {fault['msg']}") from None
     except SettingsError as error:  # a value that should be JSON and is not; its message names the field

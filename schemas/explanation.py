@@ -25,11 +25,12 @@ class Standing(StrEnum):
     REDRIVEN = "redriven"  # and not yet taken up again
     COMPLETED = "completed"
     DEAD_LETTERED = "dead_lettered"
+    CANCELLED = "cancelled"
 
     @property
     def ended(self) -> bool:
         """Nothing more happens by itself."""
-        return self in {Standing.COMPLETED, Standing.DEAD_LETTERED}
+        return self in {Standing.COMPLETED, Standing.DEAD_LETTERED, Standing.CANCELLED}
 
 
 @dataclass(frozen=True)

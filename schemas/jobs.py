@@ -18,11 +18,12 @@ class JobState(StrEnum):
     AWAITING_TOOL = "awaiting_tool"
     COMPLETED = "completed"
     DEAD_LETTERED = "dead_lettered"
+    CANCELLED = "cancelled"  # somebody asked for it
 
     @property
     def terminal(self) -> bool:
         """No step will work on the job again, unless somebody redrives it."""
-        return self in {JobState.COMPLETED, JobState.DEAD_LETTERED}
+        return self in {JobState.COMPLETED, JobState.DEAD_LETTERED, JobState.CANCELLED}
 
 
 class StatusChanged(JobEvent):

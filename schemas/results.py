@@ -52,6 +52,8 @@ class ResultCompleted(JobEvent):
     citations: tuple[Citation, ...] = Field(default=(), description="In the order in which the answer cites them.")
     usage: TokenCount = Field(description="Tokens of this inference.")
     admission_id: Identifier | None = Field(default=None, description="What usage.tokens calls this inference.")
+    call_id: Identifier | None = Field(default=None, description="What results.delta calls the call that wrote it.")
+    callback_url: str | None = Field(default=None, max_length=2048, description="As in the request.")
     model: str = Field(description="The model that answered.")
     timings: Timings = Field(description="Where the time went.")
     completed_at: Timestamp = Field(default_factory=utc_now, description="When the answer was complete.")

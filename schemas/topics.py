@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from schemas.budgets import BudgetChanged
+from schemas.callbacks import CallbackDeferred
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter, DeadLetterRedriven
+from schemas.deltas import TextDelta
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded
 from schemas.event import Event
 from schemas.jobs import StatusChanged
@@ -18,7 +21,8 @@ from schemas.usage import TokensUsed, UsageWindowed
 FOREVER = -1
 """Kafka's own value for a retention without end."""
 
-DAY_MS = 24 * 60 * 60 * 1000
+HOUR_MS = 60 * 60 * 1000
+DAY_MS = 24 * HOUR_MS
 DEAD_LETTER_MAX_BYTES = 4 * 1024 * 1024
 """A dead letter carries its message in base64: the largest that a broker takes by default, 1 MiB, makes 1.4 MiB. A
 broker measures what is compressed, so a message may be far larger: then its letter leaves it out."""
@@ -57,6 +61,7 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("documents.indexed", DocumentIndexed, "document_id", "delete", 7 * DAY_MS, ends_job=True),
     Topic("requests.submitted", RequestSubmitted, "job_id", "delete", 7 * DAY_MS, produced=False, consumed=True),
     Topic("results.completed", ResultCompleted, "job_id", "compact,delete", 30 * DAY_MS, ends_job=True),
+    Topic("results.delta", TextDelta, "job_id", "delete", HOUR_MS),
     Topic("jobs.status", StatusChanged, "job_id", "compact,delete", 30 * DAY_MS),
     Topic("usage.tokens", TokensUsed, "tenant", "delete", 31 * DAY_MS, consumed=True),
     Topic("usage.windows", UsageWindowed, "tenant, window_start, model", "compact", FOREVER),
@@ -65,6 +70,8 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("reviews.decided", ReviewDecided, "job_id", "compact,delete", 90 * DAY_MS, produced=False, consumed=True),
     Topic("tools.requested", ToolRequested, "job_id", "delete", 7 * DAY_MS, consumed=True),
     Topic("tools.completed", ToolCompleted, "job_id", "delete", 7 * DAY_MS, consumed=True),
+    Topic("cancellations.requested", CancelRequested, "job_id", "compact,delete", 7 * DAY_MS, produced=False),
+    Topic("callbacks.deferred", CallbackDeferred, "job_id", "delete", 7 * DAY_MS, consumed=True),
     Topic("dead_letters.redriven", DeadLetterRedriven, "dead_letter_id", "compact,delete", 90 * DAY_MS),
 )
 """Every topic but the dead-letter topics, which follow from it."""
