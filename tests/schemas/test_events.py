@@ -14,7 +14,10 @@ from pydantic import ValidationError
 
 from operators.decode import parse
 from schemas.budgets import BudgetChanged, WindowLimit
+from schemas.callbacks import CallbackDeferred
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter, DeadLetterRedriven, Header
+from schemas.deltas import TextDelta
 from schemas.documents import DocumentEmbedded, DocumentExtracted, DocumentIndexed, DocumentUploaded, EmbeddedChunk
 from schemas.errors import Poison
 from schemas.event import Event, JobEvent, derive_id
@@ -148,6 +151,19 @@ EXAMPLES: list[Event] = [
         answer_until=datetime(2026, 1, 1, tzinfo=UTC),
     ),
     ToolCompleted(job_id="j", call_id="c", tool="search", content="found"),
+    TextDelta(job_id="j", call_id="c", number=0, text="It ro"),
+    CancelRequested(job_id="j", reason="asked twice"),
+    CallbackDeferred(
+        job_id="j",
+        callback_id="c",
+        url="https://example.org/hook",
+        ending="job.completed",
+        data={"job_id": "j", "text": "It rotates."},
+        ended_at=datetime(2026, 1, 1, tzinfo=UTC),
+        attempts=1,
+        not_before=datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC),
+        failure="503",
+    ),
 ]
 
 
