@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 from filelock import FileLock, Timeout
 
-from connectors.kafka.dead_letters import LetterSummary, summary
+from connectors.kafka.dead_letters import LetterPlace, LetterSummary, summary
 from connectors.kafka.record import Record
 from connectors.kafka.reviews import Review
 from connectors.sqlite_file import open_write_ahead
@@ -42,7 +42,7 @@ from schemas.reviews import ReviewDecided, ReviewRequested
 from schemas.topics import topic_of
 from schemas.usage import UsageWindowed
 
-__all__ = ["BODY_SHA256_HEADER", "JobPage", "JobRow", "LetterPlace", "ReadModel"]
+__all__ = ["BODY_SHA256_HEADER", "JobPage", "JobRow", "ReadModel"]
 
 log = structlog.get_logger()
 
@@ -61,15 +61,6 @@ class JobPage:
 
     jobs: tuple[JobRow, ...]
     next: str | None
-
-
-@dataclass(frozen=True)
-class LetterPlace:
-    """Where a dead letter's own record is."""
-
-    topic: str
-    partition: int
-    offset: int
 
 
 @dataclass(frozen=True)
