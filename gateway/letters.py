@@ -131,14 +131,9 @@ class Letters:
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> LetterList:
         """The newest dead letters."""
-        scope = caller.scope(tenant)
-        found = self._read_model.letters(
-            tenant=scope, job_id=job_id, step=step, error_class=error_class, include_redriven=redriven, limit=limit
-        )
-        total = self._read_model.count_letters(
-            tenant=scope, job_id=job_id, step=step, error_class=error_class, include_redriven=redriven
-        )
-        return LetterList(dead_letters=found, total=total)
+        wanted = LetterFilter(tenant=caller.scope(tenant), job_id=job_id, step=step, error_class=error_class)
+        found = self._read_model.letters(wanted, include_redriven=redriven, limit=limit)
+        return LetterList(dead_letters=list(found.letters), total=found.total)
 
     def show_letter(
         self,
