@@ -5,6 +5,7 @@ second is refused with 409, unless both are made through different gateways at t
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
@@ -76,7 +77,8 @@ class Rejection(BaseModel):
 
 B = TypeVar("B", bound=BaseModel)
 
-Traceparent = Annotated[str | None, Header(max_length=256, description="W3C trace context, passed on with the event.")]
+Traceparent = Annotated[str | None, Header(description="W3C trace context; passed on to Kafka.")]
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Reviews:
@@ -129,6 +131,7 @@ class Reviews:
         shown = _shown(review)
         if not prompt:
             return shown
+        self._publisher.ensure_reachable()
         return ReviewWithPrompt(**dict(shown), prompt=self._conversation(review.requested))
 
     async def approve_review(
@@ -169,9 +172,10 @@ class Reviews:
             event = decision_of(review, decision, now, allowed=allowed, note=note, reviewer=reviewer)
         except Fatal as error:
             raise Problem(422, "invalid", str(error)) from error
+        trace = traceparent if _TRACEPARENT.fullmatch(traceparent or "") else None
         self._deciding.add(review_id)
         try:
-            await self._publisher.publish(outgoing(event, step="gateway", traceparent=traceparent))
+            await self._publisher.publish(outgoing(event, step="gateway", traceparent=trace))
             return _shown(await self._decided(review_id) or Review(review.requested, event))
         finally:
             self._deciding.remove(review_id)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,9 +37,12 @@ DEADLINE_S = 20.0
 class Gateway:
     """A gateway as callers see it."""
 
-    def __init__(self, kafka: EmbeddedKafka, client: TestClient, lag: Lag) -> None:
-        self.kafka = kafka
-        self.lag = lag
+    def __init__(self, bootstrap: str, stop_kafka: Callable[[], None], parts: Parts, client: TestClient) -> None:
+        self.bootstrap = bootstrap
+        self.stop_kafka = stop_kafka
+        self.publisher = parts.publisher
+        self.lag = parts.lag
+        self._outbox = ReliableProducer(bootstrap).outbox()
         self._client = client
 
     def get(self, path: str, key: str = ALL, **query: object) -> Any:
@@ -57,10 +60,9 @@ class Gateway:
 
     def publish(self, *events: Event, topic: str | None = None) -> None:
         """Events that a flow or a producer would write."""
-        outbox = ReliableProducer(self.kafka.bootstrap).outbox()
         for event in events:
-            outbox.send(OutgoingRecord(topic or topic_of(type(event)).name, event.key_bytes, event.encode()))
-        outbox.flush()
+            self._outbox.send(OutgoingRecord(topic or topic_of(type(event)).name, event.key_bytes, event.encode()))
+        self._outbox.flush()
 
     def eventually(self, what: str, found: Callable[[], object]) -> None:
         """Wait until that is true."""
@@ -75,7 +77,8 @@ def gateway_on(
     directory: Path, *, limits: Limits | None = None, groups: dict[str, str] | None = None
 ) -> Iterator[Gateway]:
     """A gateway with keys of two tenants and one that sees all."""
-    with EmbeddedKafka() as kafka:
+    with ExitStack() as running:
+        kafka = running.enter_context(EmbeddedKafka())
         kafka.create_topics(TOPICS)
         read_model = ReadModel(directory / "read_model.sqlite")
         publisher = Publisher(kafka.bootstrap)
@@ -94,7 +97,7 @@ def gateway_on(
             limits=limits or Limits(),
         )
         with following(kafka.bootstrap, read_model), TestClient(app_of(parts)) as client:
-            gateway = Gateway(kafka, client, lag)
+            gateway = Gateway(kafka.bootstrap, running.close, parts, client)
             gateway.eventually("Kafka to be reachable", lambda: publisher.reachable)
             yield gateway
         read_model.close()

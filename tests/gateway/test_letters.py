@@ -55,7 +55,7 @@ def buried(gateway: Gateway, tenant: str = "acme", *, fits_bytes: int = 1 << 30,
 
 def redriven_messages(gateway: Gateway, letter: DeadLetter) -> list[Message]:
     """What flows read again."""
-    return [each for each in read(gateway.kafka.bootstrap, REQUESTS) if each.value() == letter.message_value]
+    return [each for each in read(gateway.bootstrap, REQUESTS) if each.value() == letter.message_value]
 
 
 def test_a_redrive_puts_the_very_bytes_on_the_topic_and_is_listed(gateway: Gateway) -> None:
@@ -134,11 +134,11 @@ def test_a_letter_shows_everything_but_its_message_unless_that_is_asked_for(gate
     assert "secret" not in json.dumps(shown)
     assert (shown["id"], shown["job_id"], shown["step"]) == (letter.event_id, letter.job_id, "answer.infer")
     assert (shown["topic"], shown["partition"], shown["offset"]) == (REQUESTS, 1, letter.offset)
-    assert (shown["message_key"], shown["message_bytes"], shown["redriven_at"]) == ("key", len(value), None)
+    assert (shown["message_key"], shown["redriven_at"]) == ("key", None)
     assert shown["message_headers"] == [{"name": "ce_id", "value": "7"}, {"name": "b", "value": "�"}]
 
-    preview = gateway.get(f"/dead-letters/{letter.event_id}", ACME, message=True)["message_preview"]
-    assert preview == value.decode()[:2000]
+    whole = gateway.get(f"/dead-letters/{letter.event_id}", ACME, message=True)
+    assert (whole["message_bytes"], whole["message_preview"]) == (len(value), value.decode()[:2000])
 
 
 def test_a_message_that_was_left_out_has_no_preview(gateway: Gateway) -> None:
@@ -154,7 +154,7 @@ def test_a_list_shows_the_newest_and_counts_all_that_match(gateway: Gateway) -> 
         buried(gateway, "lister", failed_at=FAILED_AT + timedelta(minutes=2), error_class="poison", step="ingest.cut"),
     )
 
-    def listed(**query: object) -> tuple[list[str], int]:
+    def listed(**query: Any) -> tuple[list[str], int]:
         found = gateway.get("/dead-letters", tenant="lister", **query)
         return [each["id"] for each in found["dead_letters"]], found["total"]
 

@@ -46,7 +46,7 @@ def stopped(gateway: Gateway, tenant: str = "acme", **fields: Any) -> ReviewRequ
 
 def decisions(gateway: Gateway, review: ReviewRequested) -> list[ReviewDecided]:
     """What flows read about it."""
-    found = map(ReviewDecided.model_validate_json, values(gateway.kafka.bootstrap, "reviews.decided"))
+    found = map(ReviewDecided.model_validate_json, values(gateway.bootstrap, "reviews.decided"))
     return [each for each in found if each.review_id == review.review_id]
 
 
@@ -142,7 +142,7 @@ def test_a_list_holds_what_is_open_or_all_the_newest_first(gateway: Gateway) -> 
     second = stopped(gateway, "lister", requested_at=utc_now() - timedelta(hours=1))
     assert gateway.ask("POST", f"/reviews/{second.review_id}/approve")[0] == 202
 
-    def listed(**query: object) -> list[str]:
+    def listed(**query: Any) -> list[str]:
         return [each["review_id"] for each in gateway.get("/reviews", tenant="lister", **query)["reviews"]]
 
     assert listed() == [first.review_id]
@@ -153,9 +153,7 @@ def test_a_list_holds_what_is_open_or_all_the_newest_first(gateway: Gateway) -> 
 def test_the_conversation_is_shown_to_whoever_asks_for_it(gateway: Gateway) -> None:
     request = RequestSubmitted(job_id=f"job-{uuid4()}", tenant="acme", prompt="what is a headrace?")
     gateway.publish(request)
-    (message,) = (
-        each for each in read(gateway.kafka.bootstrap, "requests.submitted") if each.key() == request.key_bytes
-    )
+    (message,) = (each for each in read(gateway.bootstrap, "requests.submitted") if each.key() == request.key_bytes)
     origin = f"requests.submitted/{message.partition()}/{message.offset()}"
     review = stopped(gateway, job_id=request.job_id, origin=origin)
 

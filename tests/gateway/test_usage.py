@@ -32,7 +32,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             used("umbra", "small", HOUR, 2, 7, 8),
             used("acme", "small", HOUR - timedelta(hours=50), 9, 90, 9),
             used("acme", "small", HOUR.replace(hour=0), 5, 50, 5, window_s=86_400),
-            BudgetChanged(tenant="acme", windows=(WindowLimit(seconds=60, tokens=5000),), policy="alert"),
+            BudgetChanged(
+                job_id="budget", tenant="acme", windows=(WindowLimit(seconds=60, tokens=5000),), policy="alert"
+            ),
         )
         gateway.eventually(
             "all to be known", lambda: any(each["policy"] == "alert" for each in usage(gateway)["budgets"])
@@ -104,8 +106,8 @@ def test_budgets_are_those_that_hold_and_the_default(gateway: Gateway) -> None:
 
 
 def test_flows_show_their_lag_and_its_history_to_every_tenant(gateway: Gateway) -> None:
-    write(gateway.kafka.bootstrap, "requests.submitted", [b"{}"] * 5, partition=0)
-    commit(gateway.kafka.bootstrap, "h.answer", TopicPartition("requests.submitted", 0, 2))
+    write(gateway.bootstrap, "requests.submitted", [b"{}"] * 5, partition=0)
+    commit(gateway.bootstrap, "h.answer", TopicPartition("requests.submitted", 0, 2))
     gateway.lag.sample(100.0)
 
     (flow,) = gateway.get("/flows", ACME)["flows"]
