@@ -26,6 +26,7 @@ from schemas.reviews import NOTE_MAX_CHARS, ReviewDecided, ReviewRequested
 
 CONSOLE = "console"
 """The reviewer that is recorded where no tenant's key was used."""
+MOST_ALLOWED = 10**12
 MAX_BODY_BYTES = 32_768
 """A note of 2,000 characters, each escaped as a pair of \\uXXXX, and some room."""
 _SEEN_S = 1.0  # for which an answer waits until lists show what it says
@@ -59,7 +60,7 @@ class Approval(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"allowed": 12, "note": "a long chain"}]})
 
-    allowed: Annotated[int, Field(ge=0)] | None = Field(
+    allowed: Annotated[int, Field(ge=0, le=MOST_ALLOWED)] | None = Field(
         default=None, description="The limit from now on; what this job needs, `value`, is the least, and the default."
     )
     note: Annotated[str, Field(max_length=NOTE_MAX_CHARS)] | None = Field(

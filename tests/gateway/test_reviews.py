@@ -83,7 +83,9 @@ def test_a_rejection_says_why(gateway: Gateway) -> None:
     assert [(each.decision, each.note) for each in decisions(gateway, review)] == [("reject", "a loop")]
 
 
-@pytest.mark.parametrize("body", [{"allowed": 8}, {"allowed": "many"}, {"note": "x" * 2001}, {"unknown": 1}])
+@pytest.mark.parametrize(
+    "body", [{"allowed": 8}, {"allowed": "many"}, {"allowed": 10**13}, {"note": "x" * 2001}, {"unknown": 1}]
+)
 def test_a_decision_that_cannot_hold_is_refused_and_not_published(gateway: Gateway, body: object) -> None:
     review = stopped(gateway)
 
