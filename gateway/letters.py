@@ -20,6 +20,7 @@ from connectors.kafka.dead_letters import (
     LetterFilter,
     LetterPlace,
     LetterSummary,
+    Offsets,
     UnknownLetter,
 )
 from gateway.keys import Authenticated, Caller
@@ -142,13 +143,14 @@ class Letters:
         message: Annotated[bool, Query(description="With the beginning of its message.")] = False,  # noqa: FBT002  # a query parameter
     ) -> LetterWithMessage | LetterShown:
         """One dead letter."""
+        known = self._read_model.positions()
         found, at = self._visible(caller, letter_id)
         shown = _shown(found)
         if not message:
             return shown
         self._publisher.ensure_reachable()
         try:
-            value = self._letters.find(letter_id, at=at).letter.message_value
+            value = self._letters.find(letter_id, at=at, unmarked_before=known).letter.message_value
         except UnknownLetter as error:
             raise _unknown() from error
         size = None if value is None else len(value)
@@ -156,12 +158,13 @@ class Letters:
 
     async def redrive_letter(self, caller: Authenticated, letter_id: str) -> Redriven:
         """Produce its message again, as it was. A letter is redriven once."""
+        known = self._read_model.positions()  # before it is asked whether the letter was redriven up to there
         found, at = self._visible(caller, letter_id)
         if found.redriven_at is not None:
             raise _already()
         self._publisher.ensure_reachable()
         loop = asyncio.get_running_loop()
-        redriven = await loop.run_in_executor(self._one_at_a_time, self._redrive, letter_id, at)
+        redriven = await loop.run_in_executor(self._one_at_a_time, self._redrive, letter_id, at, known)
         await self._seen(letter_id)
         return Redriven(redriven=redriven)
 
@@ -171,9 +174,9 @@ class Letters:
             raise _unknown()
         return found
 
-    def _redrive(self, letter_id: str, at: LetterPlace) -> int:
+    def _redrive(self, letter_id: str, at: LetterPlace, known: Offsets) -> int:
         try:
-            plan = self._letters.plan(LetterFilter(), [letter_id], at=at)
+            plan = self._letters.plan(LetterFilter(), [letter_id], at=at, unmarked_before=known)
             if plan.already_redriven:
                 raise _already()
             if plan.without_message:
