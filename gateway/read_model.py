@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 from filelock import FileLock, Timeout
 
-from connectors.kafka.dead_letters import LetterSummary, summary
+from connectors.kafka.dead_letters import LetterFilter, LetterPlace, LetterSummary, summary
 from connectors.kafka.record import Record
 from connectors.kafka.reviews import Review
 from connectors.sqlite_file import open_write_ahead
@@ -39,10 +39,10 @@ from schemas.event import utc_now
 from schemas.explanation import Evidence, Standing, Submission
 from schemas.requests import RequestSubmitted
 from schemas.reviews import ReviewDecided, ReviewRequested
-from schemas.topics import topic_of
+from schemas.topics import dead_letter_topic, topic_of
 from schemas.usage import UsageWindowed
 
-__all__ = ["BODY_SHA256_HEADER", "JobPage", "JobRow", "LetterPlace", "ReadModel"]
+__all__ = ["BODY_SHA256_HEADER", "JobPage", "JobRow", "LetterPage", "ReadModel"]
 
 log = structlog.get_logger()
 
@@ -64,12 +64,11 @@ class JobPage:
 
 
 @dataclass(frozen=True)
-class LetterPlace:
-    """Where a dead letter's own record is."""
+class LetterPage:
+    """The newest of the dead letters that match, newest first, and how many match."""
 
-    topic: str
-    partition: int
-    offset: int
+    letters: tuple[LetterSummary, ...]
+    total: int
 
 
 @dataclass(frozen=True)
@@ -275,34 +274,12 @@ class ReadModel:
         found = self._rows(_REVIEWS, where)
         return _review(found[0]) if found else None
 
-    def letters(
-        self,
-        *,
-        tenant: str | None = None,
-        job_id: str | None = None,
-        step: str | None = None,
-        error_class: str | None = None,
-        include_redriven: bool = False,
-        limit: int = 50,
-    ) -> list[LetterSummary]:
-        """Dead letters, newest first. `step`: `answer.infer`, or all of a flow: `answer`."""
-        where = _letters_where(tenant, job_id, step, error_class, include_redriven=include_redriven)
+    def letters(self, wanted: LetterFilter, *, include_redriven: bool = False, limit: int = 50) -> LetterPage:
+        """Dead letters that match, newest first."""
+        where = _letters_where(wanted, include_redriven=include_redriven)
         found = self._rows(_LETTERS, where, "ORDER BY failed_us DESC, letter_id DESC", limit)
-        return [_summary(each) for each in found]
-
-    def count_letters(
-        self,
-        *,
-        tenant: str | None = None,
-        job_id: str | None = None,
-        step: str | None = None,
-        error_class: str | None = None,
-        include_redriven: bool = False,
-    ) -> int:
-        """How many there are."""
-        where = _letters_where(tenant, job_id, step, error_class, include_redriven=include_redriven)
-        ((count,),) = self._rows(f"SELECT count(*) {_LETTERS_FROM}", where)
-        return int(str(count))
+        ((total,),) = self._rows(f"SELECT count(*) {_LETTERS_FROM}", where)
+        return LetterPage(tuple(_summary(each) for each in found), _int(total))
 
     def letter(self, letter_id: str) -> tuple[LetterSummary, LetterPlace] | None:
         """A dead letter, and where all of it can be read."""
@@ -312,7 +289,7 @@ class ReadModel:
         if not found:
             return None
         _, _, topic, partition, offset = found[0]
-        return _summary(found[0]), LetterPlace(str(topic), int(str(partition)), int(str(offset)))
+        return _summary(found[0]), LetterPlace(str(topic), _int(partition), _int(offset))
 
     def usage(self, *, tenant: str | None = None, since: datetime, window_s: int) -> list[UsageWindowed]:
         """Windows of that length that ended after `since`, oldest first."""
@@ -440,13 +417,18 @@ _DELTAS_TOLD = (
 _RESULT_TOLD = "SELECT written_ms, offset, event FROM results WHERE job_id = ? AND offset >= ?"
 
 
-def _letters_where(
-    tenant: str | None, job_id: str | None, step: str | None, error_class: str | None, *, include_redriven: bool
-) -> _Where:
+def _letters_where(wanted: LetterFilter, *, include_redriven: bool) -> _Where:
+    """The same as LetterFilter.matches."""
     where = _Where()
-    where.equal(**{"l.tenant": tenant, "l.job_id": job_id, "l.error_class": error_class})
-    if step is not None:
-        where.holds("substr(l.step || '.', 1, ?) = ?", len(step) + 1, f"{step}.")
+    where.equal(**{"l.tenant": wanted.tenant, "l.job_id": wanted.job_id, "l.error_class": wanted.error_class})
+    if wanted.topic is not None:
+        where.holds("l.topic = ?", dead_letter_topic(wanted.topic))
+    if wanted.step is not None:
+        where.holds("substr(l.step || '.', 1, ?) = ?", len(wanted.step) + 1, f"{wanted.step}.")
+    if wanted.since is not None:
+        where.holds("failed_us >= ?", micros(wanted.since))
+    if wanted.until is not None:
+        where.holds("failed_us < ?", micros(wanted.until))
     if not include_redriven:
         where.holds("redriven_us IS NULL")
     return where
