@@ -1,8 +1,8 @@
 """Dead letters over HTTP: find them, look at one, and produce its message again.
 
 Guarantee of a redrive: that of `connectors.kafka.dead_letters`. Of two through one gateway the second finds the marker
-of the first, since they are done one after the other. The list is the read model's; a letter itself is read from Kafka,
-where the read model has seen it.
+of the first, since they are done one after the other. Letters are the read model's; only a message itself is read from
+Kafka, where the read model has seen it.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from gateway.keys import Authenticated, Caller
 from gateway.problems import Problem, responses
 from gateway.publisher import Publisher
 from gateway.read_model import ReadModel
-from schemas.dead_letter import MAX_REDRIVES, DeadLetter
+from schemas.dead_letter import MAX_REDRIVES
 from schemas.errors import HeadraceError, Retryable, Unavailable
 from schemas.event import Identifier, Timestamp
 from schemas.results import TokenCount
@@ -64,7 +64,6 @@ class LetterShown(BaseModel):
     offset: int = Field(description="Offset of the original message.")
     message_key: str | None = Field(description="Its key as text.")
     message_headers: list[ShownHeader] = Field(description="Its headers, in order.")
-    message_bytes: int | None = Field(description="Size of its value; null if there is none, or it was left out.")
     left_out_bytes: int | None = Field(description="Size of the value, if it was too large for its dead letter.")
     left_out_sha256: str | None = Field(description="Of the value that was left out.")
     produced_at: Timestamp | None = Field(description="When the message was first produced.")
@@ -86,6 +85,7 @@ class LetterShown(BaseModel):
 class LetterWithMessage(LetterShown):
     """The same with the beginning of its message."""
 
+    message_bytes: int | None = Field(description="Size of its value; null if there is none, or it was left out.")
     message_preview: str | None = Field(
         description=f"The value as text, {PREVIEW_CHARS:,} characters at most; null if there is none."
     )
@@ -131,14 +131,9 @@ class Letters:
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> LetterList:
         """The newest dead letters."""
-        scope = caller.scope(tenant)
-        found = self._read_model.letters(
-            tenant=scope, job_id=job_id, step=step, error_class=error_class, include_redriven=redriven, limit=limit
-        )
-        total = self._read_model.count_letters(
-            tenant=scope, job_id=job_id, step=step, error_class=error_class, include_redriven=redriven
-        )
-        return LetterList(dead_letters=found, total=total)
+        wanted = LetterFilter(tenant=caller.scope(tenant), job_id=job_id, step=step, error_class=error_class)
+        found = self._read_model.letters(wanted, include_redriven=redriven, limit=limit)
+        return LetterList(dead_letters=list(found.letters), total=found.total)
 
     def show_letter(
         self,
@@ -147,29 +142,32 @@ class Letters:
         message: Annotated[bool, Query(description="With the beginning of its message.")] = False,  # noqa: FBT002  # a query parameter
     ) -> LetterWithMessage | LetterShown:
         """One dead letter."""
-        _, at = self._visible(caller, letter_id)
+        found, at = self._visible(caller, letter_id)
+        shown = _shown(found)
+        if not message:
+            return shown
+        self._publisher.ensure_reachable()
         try:
-            found = self._letters.find(letter_id, at=at)
+            value = self._letters.find(letter_id, at=at).letter.message_value
         except UnknownLetter as error:
             raise _unknown() from error
-        shown = _shown(found)
-        return LetterWithMessage(**dict(shown), message_preview=_preview(found.letter)) if message else shown
+        size = None if value is None else len(value)
+        return LetterWithMessage(**dict(shown), message_bytes=size, message_preview=_preview(value))
 
     async def redrive_letter(self, caller: Authenticated, letter_id: str) -> Redriven:
         """Produce its message again, as it was. A letter is redriven once."""
-        summary, at = self._visible(caller, letter_id)
-        if summary.redriven_at is not None:
+        found, at = self._visible(caller, letter_id)
+        if found.redriven_at is not None:
             raise _already()
-        if not self._publisher.reachable:
-            raise Unavailable("Kafka is out of reach: nothing was redriven", retry_after_s=_RETRY_AFTER_S)
+        self._publisher.ensure_reachable()
         loop = asyncio.get_running_loop()
         redriven = await loop.run_in_executor(self._one_at_a_time, self._redrive, letter_id, at)
         await self._seen(letter_id)
         return Redriven(redriven=redriven)
 
-    def _visible(self, caller: Caller, letter_id: str) -> tuple[LetterSummary, LetterPlace]:
+    def _visible(self, caller: Caller, letter_id: str) -> tuple[FoundLetter, LetterPlace]:
         found = self._read_model.letter(letter_id)
-        if found is None or not caller.sees(found[0].tenant):
+        if found is None or not caller.sees(found[0].letter.tenant):
             raise _unknown()
         return found
 
@@ -217,8 +215,7 @@ def _already() -> Problem:
     return Problem(409, "already-redriven", "this dead letter was redriven already; what failed again has a new one")
 
 
-def _preview(letter: DeadLetter) -> str | None:
-    value = letter.message_value
+def _preview(value: bytes | None) -> str | None:
     return None if value is None else value[: PREVIEW_CHARS * 4].decode(errors="replace")[:PREVIEW_CHARS]
 
 
@@ -233,6 +230,5 @@ def _shown(found: FoundLetter) -> LetterShown:
             ShownHeader(name=header.name, value=header.value.decode(errors="replace"))
             for header in letter.message_headers
         ],
-        "message_bytes": None if letter.message_value is None else len(letter.message_value),
     }
     return LetterShown(**fields)

@@ -5,6 +5,7 @@ second is refused with 409, unless both are made through different gateways at t
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
@@ -25,6 +26,7 @@ from schemas.reviews import NOTE_MAX_CHARS, ReviewDecided, ReviewRequested
 
 CONSOLE = "console"
 """The reviewer that is recorded where no tenant's key was used."""
+MOST_ALLOWED = 10**12
 MAX_BODY_BYTES = 32_768
 """A note of 2,000 characters, each escaped as a pair of \\uXXXX, and some room."""
 _SEEN_S = 1.0  # for which an answer waits until lists show what it says
@@ -58,7 +60,7 @@ class Approval(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"allowed": 12, "note": "a long chain"}]})
 
-    allowed: Annotated[int, Field(ge=0)] | None = Field(
+    allowed: Annotated[int, Field(ge=0, le=MOST_ALLOWED)] | None = Field(
         default=None, description="The limit from now on; what this job needs, `value`, is the least, and the default."
     )
     note: Annotated[str, Field(max_length=NOTE_MAX_CHARS)] | None = Field(
@@ -76,7 +78,8 @@ class Rejection(BaseModel):
 
 B = TypeVar("B", bound=BaseModel)
 
-Traceparent = Annotated[str | None, Header(max_length=256, description="W3C trace context, passed on with the event.")]
+Traceparent = Annotated[str | None, Header(description="W3C trace context; passed on to Kafka.")]
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Reviews:
@@ -129,6 +132,7 @@ class Reviews:
         shown = _shown(review)
         if not prompt:
             return shown
+        self._publisher.ensure_reachable()
         return ReviewWithPrompt(**dict(shown), prompt=self._conversation(review.requested))
 
     async def approve_review(
@@ -169,9 +173,10 @@ class Reviews:
             event = decision_of(review, decision, now, allowed=allowed, note=note, reviewer=reviewer)
         except Fatal as error:
             raise Problem(422, "invalid", str(error)) from error
+        trace = traceparent if _TRACEPARENT.fullmatch(traceparent or "") else None
         self._deciding.add(review_id)
         try:
-            await self._publisher.publish(outgoing(event, step="gateway", traceparent=traceparent))
+            await self._publisher.publish(outgoing(event, step="gateway", traceparent=trace))
             return _shown(await self._decided(review_id) or Review(review.requested, event))
         finally:
             self._deciding.remove(review_id)

@@ -54,7 +54,9 @@ class Usage(BaseModel):
 
     windows: list[WindowShown] = Field(description="The oldest first.")
     totals: list[UsageTotal] = Field(description="By tenant.")
-    budgets: list[BudgetShown] = Field(description="Of tenants that have one, have used something, or were asked for; `*`: all others'.")
+    budgets: list[BudgetShown] = Field(
+        description="Of tenants that have one, used something, or were asked for; `*`: all others'."
+    )
 
 
 class UsageRoutes:
