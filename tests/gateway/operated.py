@@ -44,7 +44,7 @@ class Gateway:
         self._outbox = ReliableProducer(bootstrap).outbox()
         self._client = client
 
-    def get(self, path: str, key: str = ALL, **query: object) -> Any:
+    def get(self, path: str, key: str = ALL, **query: Any) -> Any:
         """The JSON of a GET that works."""
         status, body = self.ask("GET", path, key, **query)
         assert status == 200, body
