@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pkgutil import iter_modules
 from threading import Thread
 
 import click
@@ -14,9 +15,10 @@ import uvicorn
 import uvloop
 from prometheus_client import start_http_server
 
+import flows
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
-from cli.wiring import FLOWS, object_store
+from cli.objects import object_store
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.positions import GroupPositions
 from connectors.settings import Settings
@@ -168,7 +170,8 @@ def _stop_at_end_of_input(stop: Callable[[], None]) -> None:
 async def _parts(settings: Settings, keys: Keys) -> AsyncIterator[Parts]:
     """Everything, started; closed in the reverse order."""
     bootstrap, options = bootstrap_of(settings), settings.kafka_options
-    groups = {flow: f"{settings.group_prefix}.{flow}" for flow in FLOWS}
+    names = [module.name for module in iter_modules(flows.__path__)]  # importing them would load the engine
+    groups = {flow: f"{settings.group_prefix}.{flow}" for flow in names}
     read_model = ReadModel(settings.read_model or settings.data_dir / "read_model.sqlite")
     hub = Hub()
     projection = Projection(bootstrap, options, read_model, hub)

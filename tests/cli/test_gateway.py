@@ -192,3 +192,9 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     )
     assert done.returncode == 0
     assert "sentence_transformers" not in done.stderr
+
+
+def test_a_gateway_does_not_load_the_engine() -> None:
+    code = "import sys, cli.gateway; print(sorted({'bytewax', 'numpy', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
