@@ -33,7 +33,12 @@ E = TypeVar("E", bound=JobEvent)
 def read_history(bootstrap: str, config: Mapping[str, str] | None, job_id: str) -> Evidence:
     """The evidence of one job; `known` is false if there is none. Raises Retryable if no broker answers within 10 s."""
     with TopicReader(bootstrap, config) as reader:
-        return _History(reader, job_id).evidence()
+        return evidence_of(reader, job_id)
+
+
+def evidence_of(reader: TopicReader, job_id: str) -> Evidence:
+    """The same, by a reader that was entered."""
+    return _History(reader, job_id).evidence()
 
 
 class _History:
