@@ -53,8 +53,9 @@ from operators.fair_slots import FairSlots
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
+from schemas.deltas import TextDelta
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
-from schemas.event import utc_now
+from schemas.event import Event, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed, nothing_used
 
@@ -99,6 +100,16 @@ def backoff_s(policy: OffloadPolicy, failures: int, *, retry_after_s: float | No
 
 
 @dataclass
+class Ready:
+    """Something to emit, if it is not Dropped; the message that it settles, if it settles one."""
+
+    key: str
+    item: object  # Envelope[Y] | DeadLetter | Event | Dropped | Fatal
+    settles: int | None = None
+    taken: bool = False  # the flow has it
+
+
+@dataclass
 class Pending(Generic[X]):
     """A message taken in and not yet settled."""
 
@@ -112,6 +123,7 @@ class Pending(Generic[X]):
     plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
+    say: Callable[[Event], Ready] = lambda event: Ready("", event)  # emits what is to be known while a call goes on
 
     def charge(self, bill: Bill) -> None:
         """Add what a call has cost whose answer was refused; its settlement, or its dead letter's, says so."""
@@ -131,12 +143,10 @@ does. The attempt's timeout holds for the call alone."""
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """Something to emit, if it is not Dropped; the message that it settles, if it settles one."""
+class Aloud(Generic[X, Y]):
+    """Work that says something while it is at it, by `Pending.say`: the text of an answer, as it is written."""
 
-    key: str
-    item: object  # Envelope[Y] | DeadLetter | StatusChanged | Dropped | Fatal
-    settles: int | None = None
+    work: Callable[[Pending[X]], Awaitable[Y]]
 
 
 class _until_deadline:  # noqa: N801  # reads as what it does; a class, since one of a generator costs each call more
@@ -205,7 +215,7 @@ class _Step(Generic[X, Y]):
     def __init__(
         self,
         name: str,
-        work: Work[X, Y],
+        work: Work[X, Y] | Aloud[X, Y],
         body: type[X],
         policy: OffloadPolicy,
         runtime: Runtime,
@@ -264,14 +274,18 @@ class _Step(Generic[X, Y]):
             detail=detail,
         )
 
-    async def settle(self, pending: Pending[X], emit: Callable[[_Ready], None]) -> None:  # noqa: C901  # a branch per class
+    async def settle(self, pending: Pending[X], emit: Callable[[Ready], None]) -> None:  # noqa: C901  # a branch per class
         """Try until there is a result or a dead letter, and emit it."""
 
         def tell(state: JobState, detail: str) -> None:
-            status = self.status(pending, state, attempt=pending.failures + 1, detail=detail)
-            emit(_Ready(pending.key, status))
+            say(self.status(pending, state, attempt=pending.failures + 1, detail=detail))
 
-        pending.tell = tell
+        def say(event: Event) -> Ready:
+            ready = Ready(pending.key, event)
+            emit(ready)
+            return ready
+
+        pending.tell, pending.say = tell, say
         waits = 0
         failure: Retryable
         while True:
@@ -306,7 +320,7 @@ class _Step(Generic[X, Y]):
                 item = self._bury(pending, _deadline_exceeded(pending.envelope.job, failure))
                 break
             await asyncio.sleep(wait_s)
-        emit(_Ready(pending.key, item, settles=pending.number))
+        emit(Ready(pending.key, item, settles=pending.number))
         self.leave(pending)
 
     async def _attempt(self, pending: Pending[X]) -> Y | Dropped:
@@ -347,16 +361,18 @@ class _Step(Generic[X, Y]):
 
     async def _charged(self, pending: Pending[X]) -> Y:
         try:
-            return await self._within_timeout(pending.envelope)
+            return await self._within_timeout(pending)
         except HeadraceError as error:
             if error.bill is not None:
                 pending.charge(error.bill)
             raise
 
-    async def _within_timeout(self, envelope: Envelope[X]) -> Y:
+    async def _within_timeout(self, pending: Pending[X]) -> Y:
         try:
             async with asyncio.timeout(self.policy.timeout_s) as timeout:
-                return await self._work(envelope)
+                if isinstance(self._work, Aloud):
+                    return await self._work.work(pending)
+                return await self._work(pending.envelope)
         except TimeoutError as error:
             limit = f" within {self.policy.timeout_s:.1f} s" if timeout.expired() else ": it timed out"
             raise Retryable(f"no answer{limit}") from error
@@ -391,7 +407,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
 
     def __init__(self, step: _Step[X, Y], resume: _Snapshot | None) -> None:
         self._step = step
-        self._ready: deque[_Ready] = deque()  # appended to by the loop's thread, emptied by the worker's
+        self._ready: deque[Ready] = deque()  # appended to by the loop's thread, emptied by the worker's
         self._pending: dict[int, Pending[X]] = {}  # by number: in order of arrival
         self._queues: dict[
             str, deque[Pending[X]]
@@ -454,13 +470,14 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         """A call that ended neither way would be waited for in silence and for ever: stop the flow instead."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._ready.append(_Ready("", Fatal(f"{self._step.name}: a call ended with {type(error).__name__}")))
+            self._ready.append(Ready("", Fatal(f"{self._step.name}: a call ended with {type(error).__name__}")))
 
     def _collect(self) -> list[tuple[str, object]]:
         """Everything that is ready. Raises Fatal if a call did."""
         emitted: list[tuple[str, object]] = []
         while self._ready:
             ready = self._ready.popleft()
+            ready.taken = True
             if isinstance(ready.item, Fatal):
                 self._step.runtime.raised.append(ready.item)
                 raise ready.item
@@ -543,7 +560,7 @@ def _lane(keyed: tuple[str, Envelope[X]]) -> str:
 def offload(
     step_id: str,
     up: KeyedStream[Envelope[X]],
-    work: Work[X, Y],
+    work: Work[X, Y] | Aloud[X, Y],
     *,
     body: type[X],
     policy: OffloadPolicy,
@@ -563,7 +580,7 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed) else None
+        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed | TextDelta) else None
 
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))
