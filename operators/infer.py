@@ -1,11 +1,13 @@
 """Prompts to answers.
 
 Guarantee: as offload's, and an answer once in the ledger is never inferred again (`operators.paid_once`). What is
-written of an answer is told meanwhile, on results.delta (`operators.narration`). State: offload's pending requests with
-their passages. Dead letters: a prompt that the model refuses; a model that failed at
+written of an answer is told meanwhile, on results.delta (`operators.narration`). Cancelled requests end here, whichever
+step before has let them pass: the ledger is asked first, so that what has an answer does not end twice. State:
+offload's pending requests with their passages. Dead letters: a prompt that the model refuses; a model that failed at
 every attempt; a passed deadline; and those of `paid_once`.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +21,17 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.ledger.port import Ledger, Usage
-from connectors.llm.port import LLM, Completion, Message, OfferedTool, Passage, Prompt, WantedTool
+from connectors.llm.port import (
+    LLM,
+    Completion,
+    Message,
+    OfferedTool,
+    Passage,
+    Prompt,
+    WantedTool,
+    estimated_tokens,
+    length_of,
+)
 from connectors.vector_index.port import Hit
 from operators.account import Cost, Prices
 from operators.budget import Charge
@@ -207,7 +219,13 @@ async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
     began = monotonic()
     prompt = prompt_of(request, retrieved.hits, redrives(envelope.record.headers))
     narration = Narration(pending)
-    completion = await complete(llm, prompt, narration)
+    try:
+        completion = await complete(llm, prompt, narration)
+    except asyncio.CancelledError:
+        if pending.cancelled:  # what was written until then is billed
+            read, written = estimated_tokens(length_of(prompt)), estimated_tokens(narration.chars)
+            pending.charge(Bill(llm.model, read, written, estimated=True))
+        raise
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,

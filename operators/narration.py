@@ -26,6 +26,7 @@ class Narration:
         self._pending = pending
         self._parts: list[str] = []  # not told yet
         self._told_chars = 0
+        self.chars = 0  # that the model has written so far
         self._number = 0
         self._last: Ready | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -33,6 +34,7 @@ class Narration:
     def add(self, text: str) -> None:
         """The model has written more."""
         if text:
+            self.chars += len(text)
             self._parts.append(text)
             if self._timer is None:
                 self._tell_more()
