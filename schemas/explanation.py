@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import MAX_REDRIVES, DeadLetter
 from schemas.jobs import JobState, StatusChanged
 from schemas.results import ResultCompleted
@@ -56,6 +57,7 @@ class Submission:
 
     topic: str
     at: datetime
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,28 @@ class Evidence:
     indexed: IndexedDocument | None = None
     submitted: Submission | None = None
     replaced_by: str | None = None  # a later job that has indexed another version of the job's document
+    cancel: CancelRequested | None = None  # the first one; by itself it makes no job known
 
     @property
     def known(self) -> bool:
         """Whether any topic has heard of the job."""
         return bool(self.statuses or self.buried or self.result or self.indexed or self.submitted)
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose job it is, if any of its events says so."""
+        if self.result is not None:
+            return self.result.tenant
+        events = (*self.statuses, *(each.letter for each in self.buried))
+        if events:
+            return events[-1].tenant
+        return None if self.submitted is None else self.submitted.tenant
+
+    @property
+    def cancel_requested(self) -> CancelRequested | None:
+        """Its own tenant's wish; another's means nothing."""
+        cancel = self.cancel
+        return cancel if cancel is not None and self.tenant in {cancel.tenant, None} else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class Moment:
     """One line of a job's timeline."""
 
     at: datetime
-    what: str  # a status's state, or `submitted`, `answered`, `indexed`, `dead letter`, `redriven`
+    what: str  # a status's state, or `submitted`, `answered`, `indexed`, `dead letter`, `redriven`, `cancel requested`
     where: str  # step or topic
     detail: str = ""
 
@@ -120,9 +139,10 @@ def explain(
 ) -> Explanation:
     """Answer from events that may be late, repeated, out of order or compacted away; `evidence` must be `known`.
 
-    The latest end decides: a completion, or a dead letter that ends the job and was not redriven. Without one, what
-    steps said after the last redriven dead letter. Only clocks of flows are compared with each other; that of whoever
-    redrives may be wrong. The order of the evidence does not matter.
+    The latest end decides: a completion, a dead letter that ends the job and was not redriven, or its cancellation,
+    which changes nothing if the job was completed. Without one, what steps said after the last redriven dead letter.
+    Only clocks of flows are compared with each other; that of whoever redrives may be wrong. The order of the evidence
+    does not matter.
     """
     if not evidence.known:
         raise ValueError(f"job {evidence.job_id}: there is nothing to explain it by")
@@ -159,6 +179,9 @@ def _moments(evidence: Evidence) -> Iterator[Moment]:
         yield Moment(letter.failed_at, "dead letter", letter.step, detail)
         if each.redriven_at is not None:
             yield Moment(each.redriven_at, "redriven", letter.topic, letter.event_id)
+    cancel = evidence.cancel_requested
+    if cancel is not None:
+        yield Moment(cancel.requested_at, "cancel requested", "cancellations.requested", cancel.reason or "")
     if evidence.result is not None:
         yield Moment(evidence.result.completed_at, "answered", evidence.result.model)
     if evidence.indexed is not None:
@@ -174,6 +197,17 @@ def _rank(status: StatusChanged) -> tuple[datetime, int, str, str]:
     return status.occurred_at, status.attempt, status.state, status.step
 
 
+_SEEN = {
+    Standing.ACCEPTED: "has been received and waits to be processed",
+    Standing.RUNNING: "is being processed",
+    Standing.AWAITING_TOOL: "is being processed",
+    Standing.RETRYING: "is taking longer than usual; we keep trying, and you need not do anything",
+    Standing.AWAITING_REVIEW: "was stopped, and a person decides whether it goes on",
+    Standing.REDRIVEN: "has been started again and waits to be processed",
+    Standing.CANCELLED: "was cancelled",
+}
+
+
 class _Case:
     """One job's evidence, put in order."""
 
@@ -186,6 +220,7 @@ class _Case:
         self.buried = sorted(evidence.buried, key=lambda each: (each.letter.failed_at, each.letter.event_id))
         self.ending = [each for each in self.buried if each.letter.ends_job]
         self.completed_at = max(self._completions(), default=None)
+        self.cancelled = [status for status in self.statuses if status.state is JobState.CANCELLED]
         self.unexplained = [status for status in self.statuses if self._has_no_letter(status)]
         self.standing = self._stand()
 
@@ -204,7 +239,9 @@ class _Case:
 
     @property
     def open(self) -> list[BuriedMessage]:
-        """Dead letters that still matter: not redriven, and the job has not been completed since."""
+        """Dead letters that still matter: not redriven, and the job was not completed since, nor cancelled."""
+        if self.standing is Standing.CANCELLED:
+            return []
         return [
             each
             for each in self.ending
@@ -216,6 +253,8 @@ class _Case:
         dead += [status.occurred_at for status in self.unexplained]
         if self.completed_at is not None and self.completed_at >= max(dead, default=self.completed_at):
             return Standing.COMPLETED
+        if self.cancelled and self.cancelled[-1].occurred_at >= max(dead, default=self.cancelled[-1].occurred_at):
+            return Standing.CANCELLED
         if dead:
             return Standing.DEAD_LETTERED
         spoken = self._spoken()
@@ -235,10 +274,7 @@ class _Case:
 
     @property
     def tenant(self) -> str:
-        events = (*self.statuses, *(each.letter for each in self.buried))
-        if self.evidence.result is not None:
-            return self.evidence.result.tenant
-        return events[-1].tenant if events else "default"
+        return self.evidence.tenant or "default"
 
     @property
     def kind(self) -> str:
@@ -259,6 +295,10 @@ class _Case:
         return step, reason
 
     def where(self) -> str:
+        asked = self.evidence.cancel_requested is not None and not self.standing.ended
+        return self._place() + ("; its cancellation was requested" if asked else "")
+
+    def _place(self) -> str:  # noqa: PLR0911  # one return per standing
         match self.standing:
             case Standing.ACCEPTED:
                 submitted = self.evidence.submitted
@@ -271,6 +311,8 @@ class _Case:
                 step, reason = self._last_end()
                 before = "" if self.completed_at is None else ", after it had been completed before"
                 return f"given up by {step}{before}: {reason}"
+            case Standing.CANCELLED:
+                return f"cancelled in {self.cancelled[-1].step}: {self.cancelled[-1].detail or 'no reason given'}"
             case _:
                 spoken = self._spoken()
                 if spoken is None:
@@ -365,19 +407,11 @@ class _Case:
 
     def user_sees(self) -> str:  # noqa: PLR0911  # one return per sentence
         thing = f"Your {self.kind}"
+        if self.evidence.cancel_requested is not None and not self.standing.ended:
+            return f"{thing} is being cancelled."
         match self.standing:
-            case Standing.ACCEPTED:
-                return f"{thing} has been received and waits to be processed."
-            case Standing.RUNNING | Standing.AWAITING_TOOL:
-                return f"{thing} is being processed."
-            case Standing.RETRYING:
-                return f"{thing} is taking longer than usual; we keep trying, and you need not do anything."
             case Standing.DEFERRED:
                 return f"{thing} waits until your organisation's budget has room again{self._resumes()}."
-            case Standing.AWAITING_REVIEW:
-                return f"{thing} was stopped, and a person decides whether it goes on."
-            case Standing.REDRIVEN:
-                return f"{thing} has been started again and waits to be processed."
             case Standing.COMPLETED if self.kind == "request":
                 return "Your answer is ready."
             case Standing.COMPLETED:
@@ -385,8 +419,10 @@ class _Case:
                 return "Your document has been removed." if removed else "Your document can now be searched."
             case Standing.DEAD_LETTERED if any(True for _ in self.retry()):
                 return f"{thing} could not be processed for now; we can start it again, and you need not send it again."
-            case _:
+            case Standing.DEAD_LETTERED:
                 return self._user_sees_no_way_on()
+            case plain:
+                return f"{thing} {_SEEN[plain]}."
 
     def _resumes(self) -> str:
         spoken = self._spoken()

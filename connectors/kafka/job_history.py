@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from connectors.kafka.dead_letters import needle_of, redriven_by
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.event import JobEvent
@@ -61,6 +62,7 @@ class _History:
             indexed,
             None if known else self._submission(),
             replaced_by,
+            min(self._events(CancelRequested), key=lambda each: each.requested_at, default=None),
         )
 
     def _records(self, topic: str) -> Iterator[Record]:
@@ -112,7 +114,7 @@ class _History:
                     at = event.submitted_at if isinstance(event, RequestSubmitted) else None
                     at = event.uploaded_at if isinstance(event, DocumentUploaded) else at
                     if at is not None:
-                        submitted = Submission(topic.name, at)
+                        submitted = Submission(topic.name, at, event.tenant)
         return submitted
 
 
