@@ -94,7 +94,8 @@ def run_flows(
         connectors = stack.enter_context(connect(settings, loop, owner))
         producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
         cancellations = Cancellations()
-        stack.enter_context(CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations))
+        reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
+        stack.enter_context(reader)
         runs = []
         for name in names:
             pressure = Pressure()
@@ -102,6 +103,7 @@ def run_flows(
             runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations)
             flow = build(name, runtime, connectors, settings)
             runs.append(_Run(name, flow, directories[name], settings, runtime))
+        reader.wait()  # it has read while the models were loaded
         settle_memory()
         for each in runs:
             each.thread.start()

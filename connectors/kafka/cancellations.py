@@ -22,9 +22,7 @@ from schemas.topics import topic_of
 log = structlog.get_logger()
 
 TOPIC = topic_of(CancelRequested).name
-_START_S = (
-    30.0  # to its end: a week of cancellations is read in a second; a broker that is out for longer is not awaited
-)
+_START_S = 30.0  # a week of cancellations is read in a second
 _LOOK_S = 5.0  # for a topic that is missing
 _REFRESH_S = 60.0  # for partitions that were added
 _METADATA_S = 5.0
@@ -33,18 +31,10 @@ _BATCH = 500
 
 
 class CancellationReader:
-    """Reads the topic into `cancellations` while entered, in a thread of its own; entering waits for its end."""
+    """Reads the topic into `cancellations` while entered, in a thread of its own; `wait` until it is at its end."""
 
-    def __init__(
-        self,
-        bootstrap: str,
-        config: Mapping[str, str] | None,
-        cancellations: Cancellations,
-        *,
-        start_s: float = _START_S,
-    ) -> None:
+    def __init__(self, bootstrap: str, config: Mapping[str, str] | None, cancellations: Cancellations) -> None:
         self._cancellations = cancellations
-        self._start_s = start_s
         self._reading: dict[int, bool] = {}  # by partition: read to where it ended
         self._caught_up = threading.Event()
         self._closing = threading.Event()
@@ -63,9 +53,12 @@ class CancellationReader:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._caught_up.wait(self._start_s):
-            log.warning("cancellations are not read to their end yet; the flows begin without", waited_s=self._start_s)
         return self
+
+    def wait(self, timeout_s: float = _START_S) -> None:
+        """Until all is known that was there; a broker that is out for longer is not awaited."""
+        if not self._caught_up.wait(timeout_s):
+            log.warning("cancellations are not read to their end yet; the flows begin without", waited_s=timeout_s)
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
