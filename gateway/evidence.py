@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from gateway.moments import micros, moment
@@ -49,7 +49,6 @@ class File:
 
     evidence: Evidence
     document_id: str | None
-    cancels: Sequence[CancelRequested]  # anybody's
 
     def row(self) -> JobRow:
         """The job in a list; the evidence must be known."""
@@ -63,7 +62,7 @@ class File:
             said.first_at,
             said.last_at,
             self.document_id,
-            any(cancel.tenant == said.tenant for cancel in self.cancels),
+            self.evidence.cancel_requested is not None,
         )
 
 
@@ -94,7 +93,8 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
     documents += [status.document_id for status in statuses if status.document_id is not None]
     documents += [each.letter.document_id for each in buried if each.letter.document_id is not None]
     evidence = Evidence(job_id, tuple(statuses), tuple(buried), result, indexed, submitted)
-    return File(evidence, documents[0] if documents else None, tuple(cancels))
+    evidence = replace(evidence, cancel=evidence.first_of(cancels)) if cancels else evidence
+    return File(evidence, documents[0] if documents else None)
 
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:

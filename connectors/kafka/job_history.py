@@ -7,6 +7,7 @@ of its dead letters, and at most MOST of a kind.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from connectors.kafka.dead_letters import needle_of, redriven_by
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.event import JobEvent
@@ -59,7 +61,7 @@ class _History:
             if marker.dead_letter_id in letters
         }
         known = statuses or letters or results or indexed
-        return Evidence(
+        evidence = Evidence(
             self._job_id,
             tuple(statuses),
             tuple(BuriedMessage(letter, redriven.get(its_id)) for its_id, letter in letters.items()),
@@ -68,6 +70,7 @@ class _History:
             None if known else self._submission(),
             replaced_by,
         )
+        return replace(evidence, cancel=evidence.first_of(self._events(CancelRequested)))
 
     def _records(self, topic: str) -> Iterator[Record]:
         if self._reader.exists(topic):

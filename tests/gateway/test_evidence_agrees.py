@@ -15,6 +15,7 @@ from connectors.kafka.job_history import evidence_of
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
 from gateway.read_model import ReadModel
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import REDRIVE_HEADER, DeadLetter, DeadLetterRedriven, Header
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.event import JobEvent
@@ -101,6 +102,7 @@ SUBMITTED = st.builds(RequestSubmitted, job_id=JOBS, prompt=st.just("How many?")
 UPLOADED = st.builds(
     DocumentUploaded, job_id=JOBS, document_id=st.sampled_from(["d", "e"]), text=st.just("text"), uploaded_at=TIMES
 )
+CANCELS = st.builds(CancelRequested, job_id=JOBS, tenant=st.sampled_from(["default", "other"]), requested_at=TIMES)
 
 
 @st.composite
@@ -120,7 +122,7 @@ def histories(draw: st.DrawFn) -> list[Record]:
         if draw(st.booleans())
     ]
     events: list[JobEvent] = [*letters, *redriven]
-    for kind, most in ((STATUSES, 6), (RESULTS, 2), (INDEXED, 3), (SUBMITTED, 2), (UPLOADED, 2)):
+    for kind, most in ((STATUSES, 6), (RESULTS, 2), (INDEXED, 3), (SUBMITTED, 2), (UPLOADED, 2), (CANCELS, 2)):
         events += draw(st.lists(kind, max_size=most))
     return records(*events)
 
@@ -164,4 +166,4 @@ def test_the_gateway_and_the_command_know_the_same_of_a_job(written: list[Record
             assert row.state == shown.standing
             said = outline(evidence)
             assert (row.state, row.kind, row.tenant) == (said.standing, said.kind, said.tenant)
-            assert row.updated_at == said.last_at
+            assert (row.updated_at, row.cancel_requested) == (said.last_at, expected.cancel_requested is not None)
