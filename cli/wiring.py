@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
+from cli.objects import object_store
 from connectors.circuit import Circuits
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
@@ -32,7 +33,6 @@ from connectors.settings import Settings
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.vector_index.port import VectorIndex
 from flows import answer, embed, extract, index, ingest, notifications, search, usage
-from operators.account import Prices
 from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
 from operators.extract import ExtractPolicy
@@ -42,6 +42,7 @@ from operators.paid_once import AmbiguityPolicy
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
+from schemas.prices import Prices
 from schemas.topics import topic_of
 
 FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications")
@@ -305,11 +306,3 @@ def sketch(name: str) -> Dataflow:
     settings = Settings(kafka_bootstrap="localhost")
     topics = KafkaTopics(ReliableProducer("localhost"), settings, name, Stop(), Pressure())
     return build(name, Runtime(topics, absent, Stop()), cast("Connectors", connectors), Settings())
-
-
-def object_store(settings: Settings) -> ObjectStore:
-    """The claim-check store, and what else document URIs may name."""
-    base = settings.object_store or str((settings.data_dir / "objects").resolve())
-    return ObjectStore(
-        base, file_roots=settings.file_roots, protocols=settings.store_protocols, http_hosts=settings.http_hosts
-    )

@@ -7,6 +7,8 @@ of its dead letters, and at most MOST of a kind.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 from connectors.kafka.dead_letters import needle_of, redriven_by
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.event import JobEvent
@@ -21,7 +24,7 @@ from schemas.explanation import BuriedMessage, Evidence, IndexedDocument, Submis
 from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
-from schemas.topics import CATALOGUE, dead_letter_topics, topic_of
+from schemas.topics import dead_letter_topics, topic_of
 
 MOST = 1000
 """Statuses, or dead letters, that are kept of one job: a script that sends one job_id again and again makes more."""
@@ -32,7 +35,12 @@ E = TypeVar("E", bound=JobEvent)
 def read_history(bootstrap: str, config: Mapping[str, str] | None, job_id: str) -> Evidence:
     """The evidence of one job; `known` is false if there is none. Raises Retryable if no broker answers within 10 s."""
     with TopicReader(bootstrap, config) as reader:
-        return _History(reader, job_id).evidence()
+        return evidence_of(reader, job_id)
+
+
+def evidence_of(reader: TopicReader, job_id: str) -> Evidence:
+    """The same, by a reader that was entered."""
+    return _History(reader, job_id).evidence()
 
 
 class _History:
@@ -53,7 +61,7 @@ class _History:
             if marker.dead_letter_id in letters
         }
         known = statuses or letters or results or indexed
-        return Evidence(
+        evidence = Evidence(
             self._job_id,
             tuple(statuses),
             tuple(BuriedMessage(letter, redriven.get(its_id)) for its_id, letter in letters.items()),
@@ -62,6 +70,7 @@ class _History:
             None if known else self._submission(),
             replaced_by,
         )
+        return replace(evidence, cancel=evidence.first_of(self._events(CancelRequested)))
 
     def _records(self, topic: str) -> Iterator[Record]:
         if self._reader.exists(topic):
@@ -104,16 +113,17 @@ class _History:
         return indexed, None if newest is None else newest.job_id
 
     def _submission(self) -> Submission | None:
-        """The job's own message. Its job_id may be derived from the content, so that all have to be decoded."""
-        submitted: Submission | None = None
-        for topic in CATALOGUE:
-            if topic.event in {RequestSubmitted, DocumentUploaded}:
-                for event in self._events(topic.event):
-                    at = event.submitted_at if isinstance(event, RequestSubmitted) else None
-                    at = event.uploaded_at if isinstance(event, DocumentUploaded) else at
-                    if at is not None:
-                        submitted = Submission(topic.name, at)
-        return submitted
+        """The first of the job's own messages. Its job_id may be derived from the content: all have to be decoded."""
+        found: list[tuple[datetime, str, Submission]] = []
+        events: tuple[type[DocumentUploaded | RequestSubmitted], ...] = (DocumentUploaded, RequestSubmitted)
+        for event in events:
+            topic = topic_of(event).name
+            for record in self._records(topic):
+                decoded = _decoded(record, event)
+                if decoded is not None and decoded.job_id == self._job_id:
+                    at = decoded.uploaded_at if isinstance(decoded, DocumentUploaded) else decoded.submitted_at
+                    found.append((record.timestamp, topic, Submission(topic, at, decoded.tenant)))
+        return min(found, key=lambda each: each[:2])[2] if found else None
 
 
 def _decoded(record: Record, event: type[E]) -> E | None:
