@@ -25,9 +25,7 @@ from schemas.cancellations import CancelRequested
 from schemas.documents import DocumentUploaded
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
-from schemas.results import ResultCompleted, Timings, TokenCount
-from tests.gateway.running import RunningGateway, bearer, create_all_topics, until
-from tests.headrace_process import PlainClient
+from tests.gateway.running import RunningGateway, answer_to, bearer, create_all_topics, until
 
 Payload = dict[str, Any]
 
@@ -108,21 +106,6 @@ def upload(gateway: RunningGateway, content: bytes, name: str = "a.txt", **field
     return accepted
 
 
-def answer_to(kafka: EmbeddedKafka, job_id: str, text: str = "Every 400 hours.", tenant: str = "acme") -> None:
-    """As the flow would."""
-    result = ResultCompleted(
-        job_id=job_id,
-        tenant=tenant,
-        kind="answer",
-        text=text,
-        finish_reason="stop",
-        usage=TokenCount(prompt_tokens=10, completion_tokens=5),
-        model="test",
-        timings=Timings(queued_s=0, retrieve_s=0, infer_s=0),
-    )
-    PlainClient(kafka.bootstrap).send("results.completed", result.encode(), key=job_id)
-
-
 def problem(answer: httpx.Response, status: int, slug: str | None = None) -> Payload:
     """The problem that it is."""
     assert answer.status_code == status, answer.text
@@ -157,7 +140,7 @@ def test_a_job_is_known_as_soon_as_it_is_accepted(gateway: RunningGateway) -> No
 def test_a_job_tells_its_story_and_its_answer(gateway: RunningGateway, kafka: EmbeddedKafka) -> None:
     job_id = gateway.ask(job_id=str(uuid4()))
     problem(gateway.client.get(f"/v1/jobs/{job_id}/result"), 404, "no-result")
-    answer_to(kafka, job_id, "Every 400 hours.")
+    answer_to(kafka.bootstrap, job_id, "Every 400 hours.")
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["ended"]))
     job = gateway.client.get(f"/v1/jobs/{job_id}").json()
     assert job["result"]["text"] == "Every 400 hours."
@@ -170,7 +153,7 @@ def test_a_job_tells_its_story_and_its_answer(gateway: RunningGateway, kafka: Em
 
 def test_a_long_result_is_behind_its_link_alone(gateway: RunningGateway, kafka: EmbeddedKafka) -> None:
     job_id = gateway.ask(job_id=str(uuid4()))
-    answer_to(kafka, job_id, "x" * 70_000)
+    answer_to(kafka.bootstrap, job_id, "x" * 70_000)
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["ended"]))
     job = gateway.client.get(f"/v1/jobs/{job_id}").json()
     assert job["result"] is None
@@ -285,7 +268,7 @@ def test_whoever_waits_gets_the_job_when_it_has_ended(gateway: RunningGateway, k
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(gateway.post, "/v1/requests", {"prompt": "?", "job_id": job_id}, Prefer="wait=25")
         until(lambda: gateway.client.get(f"/v1/jobs/{job_id}").status_code == 200)
-        answer_to(kafka, job_id)
+        answer_to(kafka.bootstrap, job_id)
         answer = waiting.result()
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=25"
@@ -307,7 +290,7 @@ def test_a_job_is_cancelled_by_an_event_unless_it_has_ended(gateway: RunningGate
     event = CancelRequested.model_validate(body)
     assert (event.tenant, event.reason) == ("acme", "too late")
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["cancel_requested"]))
-    answer_to(kafka, job_id)
+    answer_to(kafka.bootstrap, job_id)
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["ended"]))
     problem(gateway.client.delete(f"/v1/jobs/{job_id}"), 409, "ended")
     problem(gateway.client.delete("/v1/jobs/nobody-knows"), 404, "unknown-job")
