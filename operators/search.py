@@ -16,9 +16,8 @@ from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
-from operators.outcome import Outcome
+from operators.outcome import Outcome, not_the_end
 from operators.runtime import Runtime
-from schemas.dead_letter import DeadLetter
 from schemas.requests import Tool
 from schemas.tools import CONTENT_MAX_CHARS, ToolCompleted, ToolRequested
 
@@ -81,8 +80,4 @@ def search(
 
     mine = op.filter_value("mine", up, lambda envelope: envelope.body.tool == NAME)
     found = offload("work", mine, work, body=ToolRequested, policy=SEARCH, runtime=runtime)
-    return Outcome(found.oks, op.map_value("unended", found.errs, _not_the_end))
-
-
-def _not_the_end(letter: DeadLetter) -> DeadLetter:
-    return letter.model_copy(update={"ends_job": False})
+    return Outcome(found.oks, op.map_value("unended", found.errs, not_the_end))
