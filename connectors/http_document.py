@@ -85,7 +85,7 @@ class HttpDocuments:
             raise Poison(
                 f"{shown(url)}: host {host} is not among those that may be read; HEADRACE_HTTP_HOSTS lists them"
             )
-        self._addresses.check(url)
+        self._addresses.check(url, shown(url))
 
 
 async def _fetch(session: aiohttp.ClientSession, url: URL, max_bytes: int) -> bytes | URL:

@@ -17,11 +17,11 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from connectors.web_url import Address, host_of, literal, shown
+from connectors.web_url import Address, host_of, literal
 from schemas.errors import Isolated, Poison
 
 CONNECT_TIMEOUT_S = 10.0  # per address
-LOOK_UP_THREADS = 4  # as many as documents are read at once
+LOOK_UPS = 4  # as many as documents are read at once
 
 Network = IPv4Network | IPv6Network
 LookUp = Callable[[str], Awaitable[Sequence[str]]]
@@ -30,6 +30,7 @@ LookUp = Callable[[str], Awaitable[Sequence[str]]]
 _HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
+EVERYWHERE = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _IPV4_IN_LAST_BITS = (  # of an IPv6 address: what a gateway may take for an IPv4 address
     IPv6Network("::ffff:0:0/96"),  # mapped
@@ -73,6 +74,7 @@ class PublicAddresses:
     """Public addresses, and those of `allowed_networks`: what may be connected to.
 
     tls: whose certificates are trusted; by default those of the system's authorities.
+    look_ups: names looked up at once; a silent name server keeps each for half a minute.
     """
 
     def __init__(
@@ -81,22 +83,21 @@ class PublicAddresses:
         *,
         look_up: LookUp | None = None,
         tls: ssl.SSLContext | None = None,
+        look_ups: int = LOOK_UPS,
     ) -> None:
         self._allowed_networks = tuple(allowed_networks)
-        self._look_up = look_up or _ThreadedLookUp()
+        self._look_up = look_up or _ThreadedLookUp(look_ups)
         self._tls = tls
 
-    def check(self, url: URL) -> None:
-        """Raises Poison unless the URL may be asked for; the addresses of a name are left to the resolver."""
+    def check(self, url: URL, name: str) -> None:
+        """Raises Poison, about `name`, unless the URL may be asked for; a host's addresses are left to the resolver."""
         if url.raw_user is not None or url.raw_password is not None or "@" in url.raw_authority:
-            raise Poison(
-                f"{shown(url)} holds credentials, which would be stored with every event: sign the URL instead"
-            )
+            raise Poison(f"{name} holds credentials, which would be stored with every event: sign the URL instead")
         host = host_of(url)
         address = literal(host)
         if address is None:
             if not _HOST.fullmatch(host) or _NUMBER.fullmatch(host.rpartition(".")[2]):
-                raise Poison(f"{shown(url)}: {host!r} is neither a host's name nor an address in its usual form")
+                raise Poison(f"{name}: {host!r} is neither a host's name nor an address in its usual form")
         elif not self._may_connect(address):
             raise _not_public(host)
 
@@ -124,8 +125,8 @@ class PublicAddresses:
 class _ThreadedLookUp:
     """The system's own, in threads of its own: a name server that is silent holds up no file and no object store."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(LOOK_UP_THREADS, thread_name_prefix="look-up")
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="look-up")
 
     async def __call__(self, host: str) -> Sequence[str]:
         found = await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host)

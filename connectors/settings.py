@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from connectors.webhook.signature import secrets_of
 from schemas.budgets import Budget
 from schemas.notifications import BucketScope
 
@@ -153,7 +154,7 @@ class Settings(BaseSettings):
     webhook_secrets: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="What callbacks are signed with, by tenant, `*` for all others, as JSON: "
-        '`{"acme": "whsec_<base64>"}` (Standard Webhooks).',
+        '`{"acme": "whsec_<base64>"}` (Standard Webhooks); several secrets, separated by spaces, sign each callback.',
     )
     webhook_private: bool = Field(default=False, description="Callbacks may go to addresses that are not public.")
     metrics_port: int | None = Field(
@@ -184,6 +185,16 @@ class Settings(BaseSettings):
         if any(window.money is not None for window in (self.budget or Budget()).windows) and not self.prices:
             raise ValueError("HEADRACE_BUDGET is in money: HEADRACE_PRICES must say what tokens cost")
         return self
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _signing(cls, secrets: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for tenant, secret in secrets.items():
+            try:
+                secrets_of(secret.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"the secret of {tenant} {error}") from None
+        return secrets
 
     @field_validator("prices")
     @classmethod
