@@ -7,6 +7,7 @@ State: hash buckets, each with what it holds, packed; an empty one is forgotten.
 tenant may have held back; what is too large to be tried again. Neither ends its job, which has ended already.
 """
 
+import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -157,6 +158,7 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
             else:
                 new[_Held.of(envelope, now)] = envelope
         self._held = sorted([*self._held, *new], key=lambda each: each.due)
+        self._look = LOOK / 2  # what has come may go to a quick receiver, whatever the others wait for
         emitted += self._release()
         emitted += self._overflow(new)
         return emitted, not self._held
@@ -178,7 +180,7 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
         self._look = LOOK if released else min(self._look * 2, LOOK_CAP)
         waits_for_place = bool(left) and left[0].due <= now.timestamp()
         if waits_for_place:
-            self._look_at = now + self._look
+            self._look_at = now + self._look * random.uniform(0.5, 1.0)  # noqa: S311  # not all buckets at once
         else:
             self._look_at = at_unix(left[0].due) if left else None
         return released
