@@ -5,6 +5,7 @@ id, a later end, after a redrive, one of another. State: none. Dead letters: non
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import bytewax.operators as op
 from bytewax.dataflow import operator
@@ -17,6 +18,8 @@ from schemas.event import derive_id
 from schemas.jobs import JobState, StatusChanged
 from schemas.results import ResultCompleted
 from schemas.topics import EVENT_MAX_BYTES
+
+E = TypeVar("E", ResultCompleted, StatusChanged)
 
 CALLBACK = b'"callback_url"'
 """In the JSON of every end that has a URL; few others hold these bytes."""
@@ -75,6 +78,14 @@ def owed_for_status(status: StatusChanged) -> CallbackDeferred:
     )
 
 
+def _dated(envelope: Envelope[E]) -> Envelope[E]:
+    """An end that does not say when it was: when it was produced, not when it is read, so that a replay is the same."""
+    when = "completed_at" if isinstance(envelope.body, ResultCompleted) else "occurred_at"
+    if when in envelope.body.model_fields_set:
+        return envelope
+    return envelope.carrying(envelope.body.model_copy(update={when: envelope.record.timestamp}))
+
+
 def _told_by_result(envelope: Envelope[ResultCompleted]) -> bool:
     return envelope.body.callback_url is not None
 
@@ -90,7 +101,9 @@ def owed(
     ended: KeyedStream[Envelope[StatusChanged]],
 ) -> Outcome[CallbackDeferred]:
     """The callbacks of jobs that have ended, with a result or without."""
-    results = attempt("result", op.filter_value("has_url", completed, _told_by_result), owed_for_result)
-    statuses = attempt("status", op.filter_value("ends", ended, _told_by_status), owed_for_status)
+    told_results = op.map_value("result_dated", op.filter_value("has_url", completed, _told_by_result), _dated)
+    told_statuses = op.map_value("status_dated", op.filter_value("ends", ended, _told_by_status), _dated)
+    results = attempt("result", told_results, owed_for_result)
+    statuses = attempt("status", told_statuses, owed_for_status)
     failed = op.merge("failed", results.errs, statuses.errs)
     return Outcome(op.merge("owed", results.oks, statuses.oks), op.map_value("unended", failed, not_the_end))

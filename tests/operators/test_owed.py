@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from bytewax.dataflow import Dataflow
 from bytewax.testing import run_main
 
 from connectors.kafka.port import Topics
+from connectors.kafka.record import Record
 from operators.dead_letter import dead_letter
 from operators.decode import consume
 from operators.owed import CALLBACK, owed, owed_for_result, owed_for_status
@@ -54,8 +56,9 @@ def status(state: JobState, url: str | None = URL, end_id: str | None = "end-1")
     )
 
 
-def run(runtime_on: MakeRuntime, *events: Event) -> MemoryTopics:
-    topics = MemoryTopics([record(event, offset=n) for n, event in enumerate(events)])
+def run(runtime_on: MakeRuntime, *events: Event | Record) -> MemoryTopics:
+    records = [each if isinstance(each, Record) else record(each, offset=n) for n, each in enumerate(events)]
+    topics = MemoryTopics(records)
     runtime = runtime_on(topics)
     flow = Dataflow("test")
     completed = consume("completed", flow, ResultCompleted, runtime, holding=CALLBACK)
@@ -82,6 +85,14 @@ def test_only_ends_that_somebody_wants_to_know_are_told(runtime_on: MakeRuntime)
     assert len(told) == 3
     assert topics.dead_letters() == []
     assert topics.statuses() == []
+
+
+def test_an_end_that_does_not_say_when_it_was_is_the_same_whenever_it_is_read(runtime_on: MakeRuntime) -> None:
+    silent = result().model_dump_json(exclude={"completed_at"}).encode()
+    dateless = replace(record(result()), value=silent)
+    first, again = (run(runtime_on, dateless).on("callbacks.deferred")[0] for _ in range(2))
+    assert first == again
+    assert datetime.fromisoformat(str(first["ended_at"])) == dateless.timestamp
 
 
 def test_a_result_is_told_whole_but_for_the_url() -> None:
