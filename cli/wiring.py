@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
+import structlog
 from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
@@ -44,6 +45,8 @@ from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
 from schemas.topics import topic_of
+
+log = structlog.get_logger()
 
 FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications", "webhooks")
 WEBHOOK_LOOK_UPS = 64  # a tenant whose names are never found has 32 callbacks on their way at most
@@ -201,6 +204,10 @@ class Connectors:
         from connectors.webhook.http import HttpWebhooks
 
         allowed = EVERYWHERE if self._settings.webhook_private else ()
+        if not self._settings.webhook_secrets:
+            log.warning(
+                "no callback can be signed, so none is sent: each becomes a dead letter; see HEADRACE_WEBHOOK_SECRETS"
+            )
         secrets = {tenant: secret.get_secret_value() for tenant, secret in self._settings.webhook_secrets.items()}
         return HttpWebhooks(secrets, PublicAddresses(allowed, look_ups=WEBHOOK_LOOK_UPS))
 

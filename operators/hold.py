@@ -1,7 +1,8 @@
 """Callbacks held back until their time has come, and until their receiver has room.
 
 Guarantee: what comes in goes out once: when it is due and a place is free (`operators.places`), the longest due first;
-across restarts. One that was redriven is due at once. A receiver that is slow or gone holds up its own callbacks alone.
+across restarts. One that was redriven is due at once. Of a callback that comes twice, as a crash makes it, one is held.
+A receiver that is slow or gone holds up its own callbacks alone.
 
 State: hash buckets, each with what it holds, packed; an empty one is forgotten. Dead letters: what is more than a
 tenant may have held back; what is too large to be tried again. Neither ends its job, which has ended already.
@@ -137,7 +138,7 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
         self._places = places
         self._policy = policy
         self._clock = clock
-        self._held: list[_Held] = []
+        self._held: dict[str, _Held] = {}  # by name
         self._look = LOOK
         self._look_at: datetime | None = None
         if resume is None:
@@ -145,19 +146,22 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
         version, plain = resume
         if version != SNAPSHOT_VERSION:
             raise Fatal(f"{step}: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it")
-        self._held = [_Held(*each) for each in plain]
+        self._held = {held.name: held for held in (_Held(*each) for each in plain)}
         self._look_at = clock() if plain else None
 
     def on_batch(self, values: list[Envelope[CallbackDeferred]]) -> tuple[list[Record | DeadLetter], bool]:
         emitted: list[Record | DeadLetter] = []
         now = self._clock().timestamp()
-        new: dict[_Held, Envelope[CallbackDeferred]] = {}
+        new: dict[str, Envelope[CallbackDeferred]] = {}
         for envelope in values:
             if len(envelope.record.value or b"") > LARGEST_BYTES:
                 emitted.append(self._buried(envelope, Poison(f"the callback is larger than {LARGEST_BYTES:,} bytes")))
-            else:
-                new[_Held.of(envelope, now)] = envelope
-        self._held = sorted([*self._held, *new], key=lambda each: each.due)
+                continue
+            held = _Held.of(envelope, now)
+            former = self._held.get(held.name)
+            if former is None or held.due < former.due:
+                self._held[held.name] = held
+                new[held.name] = envelope
         self._look = LOOK / 2  # what has come may go to a quick receiver, whatever the others wait for
         emitted += self._release()
         emitted += self._overflow(new)
@@ -169,35 +173,32 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
     def _release(self) -> list[Record]:
         """Let go what is due and has a place; and decide when to look again."""
         now = self._clock()
-        left: list[_Held] = []
-        released: list[Record] = []
-        for each in self._held:
-            if each.due <= now.timestamp() and self._places.take(each.name, tenant=each.tenant, host=each.host):
-                released.append(each.record)
-            else:
-                left.append(each)
-        self._held = left
+        due = sorted((each for each in self._held.values() if each.due <= now.timestamp()), key=lambda each: each.due)
+        released = [
+            self._held.pop(each.name).record
+            for each in due
+            if self._places.take(each.name, tenant=each.tenant, host=each.host)
+        ]
         self._look = LOOK if released else min(self._look * 2, LOOK_CAP)
-        waits_for_place = bool(left) and left[0].due <= now.timestamp()
-        if waits_for_place:
-            self._look_at = now + self._look * random.uniform(0.5, 1.0)  # noqa: S311  # not all buckets at once
-        else:
-            self._look_at = at_unix(left[0].due) if left else None
+        moments = [at_unix(each.due) for each in self._held.values() if each.due > now.timestamp()]
+        if len(due) > len(released):
+            moments.append(now + self._look * random.uniform(0.5, 1.0))  # noqa: S311  # not all buckets at once
+        self._look_at = min(moments, default=None)
         return released
 
-    def _overflow(self, new: dict[_Held, Envelope[CallbackDeferred]]) -> Iterator[DeadLetter]:
+    def _overflow(self, new: dict[str, Envelope[CallbackDeferred]]) -> Iterator[DeadLetter]:
         """Bury what is new and too much."""
         used: Counter[str] = Counter()
-        for each in self._held:
+        for each in self._held.values():
             used[each.tenant] += each.size_bytes
-        for each in [each for each in self._held if each in new]:
+        for each in [self._held[name] for name in new if name in self._held]:
             is_alone = used[each.tenant] == each.size_bytes
             if used[each.tenant] > self._policy.bucket_bytes and not is_alone:
                 used[each.tenant] -= each.size_bytes
-                self._held.remove(each)
+                del self._held[each.name]
                 full = f"tenant {each.tenant} has {self._policy.tenant_bytes:,} bytes of callbacks held back already"
                 why = f"{full}: see to its receivers, and redrive this"
-                yield self._buried(new[each], GaveUp(why))
+                yield self._buried(new[each.name], GaveUp(why))
 
     def _buried(self, envelope: Envelope[CallbackDeferred], error: Exception) -> DeadLetter:
         attempts = max(envelope.body.attempts, 1)
@@ -207,7 +208,7 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
         return self._look_at
 
     def snapshot(self) -> _Snapshot:
-        return SNAPSHOT_VERSION, [each.plain for each in self._held]
+        return SNAPSHOT_VERSION, [each.plain for each in self._held.values()]
 
 
 def _record(item: object) -> Record | None:

@@ -97,6 +97,15 @@ def test_a_first_attempt_does_not_wait_for_another_machines_clock(runtime_on: Ma
     assert released(run(runtime_on, callback("new", attempts=0, due=NOW + HOUR))) == ["new"]
 
 
+def test_of_a_callback_that_was_written_twice_one_is_held(
+    runtime_on: MakeRuntime, directory: RecoveryDirectory
+) -> None:
+    given = [callback("c", due=NOW - HOUR), callback("c", due=NOW - HOUR)]
+    run(runtime_on, *given, directory=directory, at=NOW - 2 * HOUR)
+    others = (callback(f"later {n}") for n in range(10))
+    assert released(run(runtime_on, *given, *others, directory=directory)) == ["c"]
+
+
 def test_a_redriven_callback_is_due_at_once(runtime_on: MakeRuntime) -> None:
     redriven = replace(record(callback("again")), headers=((REDRIVE_HEADER, b"1"),))
     assert released(run(runtime_on, redriven)) == ["again"]
