@@ -216,7 +216,7 @@ def load() -> Settings:
         name = f"{PREFIX}{str(fault['loc'][0]).upper()}"
         secret = any(word in str(fault["loc"][0]) for word in ("api_key", "password", "ledger", "secret"))
         shown = "" if secret else f"={fault['input']!r:.200}"
-        raise ValueError(f"{name}{shown}: {fault['msg']}") from None
+        raise ValueError(f"{name}{shown}: {fault['msg'].removeprefix('Value error, ')}") from None
     except SettingsError as error:  # a value that should be JSON and is not; its message names the field
         field = str(error).split('"')[1] if '"' in str(error) else "?"
         raise ValueError(f'{PREFIX}{field.upper()}: not JSON, as in {{"name": "value"}}') from None

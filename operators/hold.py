@@ -23,6 +23,7 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 
 from connectors.kafka.record import Record
 from operators.decode import decode
+from operators.deliver import CALLBACKS
 from operators.envelope import Envelope
 from operators.outcome import Outcome, bury, flow_step, not_the_end
 from operators.places import Places
@@ -201,6 +202,7 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
                 yield self._buried(new[each.name], GaveUp(why))
 
     def _buried(self, envelope: Envelope[CallbackDeferred], error: Exception) -> DeadLetter:
+        CALLBACKS.labels("dead_lettered").inc()
         attempts = max(envelope.body.attempts, 1)
         return not_the_end(bury(envelope.job, envelope.record, error, step=self._step, attempts=attempts))
 

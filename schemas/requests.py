@@ -112,7 +112,11 @@ class RequestSubmitted(JobEvent):
         default=None,
         description="The job at the top of the chain; may be absent beside a parent if `depth` is 1: it is the parent.",
     )
-    callback_url: str | None = Field(default=None, max_length=URL_MAX_CHARS, description="Where to post the result.")
+    callback_url: str | None = Field(
+        default=None,
+        max_length=URL_MAX_CHARS,
+        description="Where to post how the job ended: Standard Webhooks, signed by `webhooks`.",
+    )
     submitted_at: Timestamp = Field(default_factory=utc_now, description="When it was submitted.")
 
     @model_validator(mode="before")

@@ -29,6 +29,7 @@ def test_a_bad_secret_is_one_line_at_the_start_that_names_the_variable_and_not_t
     with pytest.raises(ValueError, match=r"^HEADRACE_WEBHOOK_SECRETS") as caught:
         load()
     assert says in str(caught.value)
+    assert "Value error" not in str(caught.value)
     assert "of acme" in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
