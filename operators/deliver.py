@@ -36,6 +36,7 @@ DELIVER = OffloadPolicy(
     backlog=256,
     timeout_s=60.0,  # the connector's own is a quarter of it
     attempts=1,
+    cancellable=False,  # that a job was cancelled is what is told
     silent=True,
 )
 FAILURE_CHARS = 500

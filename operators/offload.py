@@ -83,6 +83,7 @@ class OffloadPolicy:
     backoff_base_s: float = 0.5  # the first wait is drawn from 0 to this
     backoff_cap_s: float = 30.0  # no wait is drawn from beyond this
     keep_key_order: bool = False  # messages of one key one at a time, in order
+    cancellable: bool = True  # False: what was begun has to be finished, and a crash may have begun it
     silent: bool = False  # emits no statuses: for work on jobs that have ended already
 
 
