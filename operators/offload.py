@@ -91,6 +91,7 @@ class OffloadPolicy:
     backoff_cap_s: float = 30.0  # no wait is drawn from beyond this
     keep_key_order: bool = False  # messages of one key one at a time, in order
     cancellable: bool = True  # False: what was begun has to be finished, and a crash may have begun it
+    silent: bool = False  # emits no statuses: for work on jobs that have ended already
 
 
 class DeadlineExceeded(Poison):
@@ -631,6 +632,8 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
+        if policy.silent and isinstance(item, StatusChanged):
+            return None
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed | TextDelta) else None
 
     lanes = op.key_on("lane", up, _lane)
