@@ -136,12 +136,11 @@ def test_an_answer_from_the_ledger_is_not_told_again(tmp_path: Path) -> None:
     assert deltas(again) == {}
 
 
-def test_each_turn_of_a_job_with_tools_is_a_call_of_its_own(tmp_path: Path) -> None:
+def test_a_call_that_only_asks_for_a_tool_tells_nothing(tmp_path: Path) -> None:
     tool = Tool(name="look", description="Looks.", parameters={})
     topics = run_on_a_server(Plan(), tmp_path, asked(prompt="TOOL:look", tools=[tool.model_dump()]))
-    (call,) = deltas(topics).values()  # its text is empty: all that it says is the wish for a tool
-    assert [(delta.text, delta.last) for delta in call] == [("", True)]
     assert topics.on("tools.requested")
+    assert deltas(topics) == {}  # all that it says is the wish for a tool
 
 
 class Stalled:
@@ -182,11 +181,12 @@ def test_no_delta_is_larger_than_its_topic_takes() -> None:
 
     async def write() -> None:
         with Narration(flow.pending) as narration:
+            narration.add(text)
             narration.end(text)
 
     asyncio.run(write())
-    assert [len(delta.text) for delta in flow.said] == [DELTA_MAX_CHARS, DELTA_MAX_CHARS, 1]
-    assert [delta.last for delta in flow.said] == [False, False, True]
+    assert [len(delta.text) for delta in flow.said] == [DELTA_MAX_CHARS, DELTA_MAX_CHARS, 1, 0]
+    assert [delta.last for delta in flow.said] == [False, False, False, True]
     assert text_of(flow.said) == text
 
 
