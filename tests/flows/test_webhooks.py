@@ -28,13 +28,19 @@ from connectors.settings import Settings
 from connectors.webhook.http import HttpWebhooks
 from flows.webhooks import WebhooksPolicy, build
 from operators.deliver import RetryPolicy
+from operators.envelope import job_of
+from operators.outcome import bury
+from operators.produce import letter_records
 from operators.runtime import Runtime
 from schemas.callbacks import CallbackDeferred
 from schemas.dead_letter import DeadLetter
+from schemas.errors import GaveUp
 from schemas.event import Event
 from schemas.jobs import JobState, StatusChanged
+from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted, Timings, TokenCount
 from schemas.topics import CATALOGUE, dead_letter_topics, topic_of
+from tests.memory_topics import record
 from tests.webhook_receiver import (
     OTHER_SECRET,
     SECRET,
@@ -113,7 +119,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.request(drain_s=5.0)
+        self._stop.request(drain_s=1.0)
         try:
             self._run.result(30)
         finally:
@@ -196,6 +202,27 @@ def test_every_end_is_told_once_signed_and_the_job_stays_as_it_ended(
     assert told_of_j["data"]["text"] == "Sechs Umdrehungen: Gefälle."
     assert len(values(broker, "jobs.status")) == 4  # the test's own
     assert values(broker, "callbacks.deferred.dlq") == []
+
+
+def test_a_job_that_ends_again_after_a_redrive_is_told_again(
+    broker: EmbeddedKafka, receiver: Receiver, tmp_path: Path
+) -> None:
+    """As any flow ends it, whose replay of the same message after a crash is no other end."""
+    request = RequestSubmitted(job_id="j", prompt="Why?", callback_url=receiver.url())
+    outbox = ReliableProducer(broker.bootstrap).outbox()
+    with Running(broker, tmp_path / "state"):
+        for offset, reason in ((3, "no model"), (3, "no model"), (9, "still no model")):
+            letter = bury(job_of(request), record(request, offset=offset), GaveUp(reason), step="answer.infer")
+            for each in letter_records(letter, step="answer.dlq"):
+                outbox.send(each)
+        outbox.flush()
+        first, second = (posted.verified() for posted in receiver.wait_for(2))
+        produce(broker, result(receiver.url("/last")))
+        receiver.wait_for(1, "/last")
+    assert len(receiver.to("/hook")) == len({posted.webhook_id for posted in receiver.to("/hook")}) == 2
+    assert {first["data"]["detail"], second["data"]["detail"]} == {"no model", "still no model"}
+    assert first["type"] == second["type"] == "job.dead_lettered"
+    assert first["data"]["retryable"] is True
 
 
 def test_what_fails_is_tried_again_under_the_same_id_until_it_is_taken(
