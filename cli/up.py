@@ -30,13 +30,14 @@ def up(roots: tuple[Path, ...]) -> None:
     settings = settings_for()
     obey_signals()
     port = _free(settings.gateway_port)
+    flows = (*FLOWS, "webhooks") if settings.webhook_secrets else FLOWS
     with LocalStack(
-        settings.data_dir, file_roots=roots, drain_s=settings.drain_s, flows=FLOWS, gateway_port=port
+        settings.data_dir, file_roots=roots, drain_s=settings.drain_s, flows=flows, gateway_port=port
     ) as stack:
         click.echo(
             f"Console and API:  {stack.gateway_url}\n"
             f"Kafka (embedded, in memory):  {stack.bootstrap}\n"
-            f"Flows:  {', '.join(FLOWS)}; their log: {stack.log}\n"
+            f"Flows:  {', '.join(flows)}; their log: {stack.log}\n"
             "\n"
             "In another terminal:\n"
             "\n"
