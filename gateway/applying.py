@@ -272,7 +272,11 @@ class Applying:
     def _cancel(self, record: Record) -> None:
         event = CancelRequested.model_validate_json(record.value or b"")
         columns = (event.job_id, event.tenant, micros(event.requested_at), _ms(record), event.encode())
-        self._db.execute("INSERT OR IGNORE INTO cancels VALUES (?, ?, ?, ?, ?)", columns)
+        self._db.execute(
+            "INSERT INTO cancels VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requested_us = "
+            "excluded.requested_us, event = excluded.event WHERE excluded.requested_us < requested_us",
+            columns,
+        )
         self.touch(event.job_id)
 
     def _window(self, record: Record) -> None:

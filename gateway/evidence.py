@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from gateway.moments import micros, moment
@@ -14,16 +14,14 @@ from schemas.jobs import StatusChanged
 from schemas.results import ResultCompleted
 
 _ROWS = """
-SELECT 'status', event, offset, NULL FROM statuses WHERE job_id = :job
-UNION ALL SELECT 'result', event, offset, NULL FROM results WHERE job_id = :job
-UNION ALL SELECT 'letter', event, redriven_us, NULL FROM letters LEFT JOIN redriven USING (letter_id)
+SELECT 'status', event, NULL, NULL, NULL FROM statuses WHERE job_id = :job
+UNION ALL SELECT 'result', event, NULL, NULL, NULL FROM results WHERE job_id = :job
+UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
           WHERE letters.job_id = :job
-UNION ALL SELECT 'indexed', document_id, indexed_us, CASE deleted WHEN 0 THEN chunks ELSE -1 END FROM indexed
-          WHERE job_id = :job
-UNION ALL SELECT 'submitted', topic, submitted_us, tenant FROM (
+UNION ALL SELECT 'indexed', document_id, indexed_us, chunks, deleted FROM indexed WHERE job_id = :job
+UNION ALL SELECT 'submitted', topic, submitted_us, tenant, document_id FROM (
           SELECT * FROM submissions WHERE job_id = :job ORDER BY written_ms, topic LIMIT 1)
-UNION ALL SELECT 'document', document_id, NULL, NULL FROM submissions WHERE job_id = :job AND document_id IS NOT NULL
-UNION ALL SELECT 'cancel', event, NULL, NULL FROM cancels WHERE job_id = :job
+UNION ALL SELECT 'cancel', event, NULL, NULL, NULL FROM cancels WHERE job_id = :job
 """
 _REPLACED_BY = """
 SELECT job_id FROM indexed WHERE document_id = ? AND job_id != ? AND indexed_us > ? ORDER BY indexed_us DESC LIMIT 1
@@ -51,7 +49,6 @@ class File:
 
     evidence: Evidence
     document_id: str | None
-    cancels: Sequence[CancelRequested]  # anybody's
 
     def row(self) -> JobRow:
         """The job in a list; the evidence must be known."""
@@ -65,7 +62,7 @@ class File:
             said.first_at,
             said.last_at,
             self.document_id,
-            any(cancel.tenant == said.tenant for cancel in self.cancels),
+            self.evidence.cancel_requested is not None,
         )
 
 
@@ -76,28 +73,28 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
     cancels: list[CancelRequested] = []
     documents: list[str] = []
     result, indexed, submitted = None, None, None
-    for what, text, number, more in db.execute(_ROWS, {"job": job_id}):
+    for what, text, us, more, extra in db.execute(_ROWS, {"job": job_id}):
         match what:
             case "status":
                 statuses.append(StatusChanged.model_validate_json(text))
             case "result":
                 result = ResultCompleted.model_validate_json(text)
             case "letter":
-                redriven_at = None if number is None else moment(number)
+                redriven_at = None if us is None else moment(us)
                 buried.append(BuriedMessage(DeadLetter.model_validate_json(text), redriven_at))
             case "indexed":
-                indexed = IndexedDocument(moment(number), max(more, 0), deleted=more < 0)
+                indexed = IndexedDocument(moment(us), more, deleted=bool(extra))
                 documents.append(text)
             case "submitted":
-                submitted = Submission(text, moment(number), more)
-            case "document":
-                documents.append(text)
+                submitted = Submission(text, moment(us), more)
+                documents += [] if extra is None else [extra]
             case _:
                 cancels.append(CancelRequested.model_validate_json(text))
     documents += [status.document_id for status in statuses if status.document_id is not None]
     documents += [each.letter.document_id for each in buried if each.letter.document_id is not None]
     evidence = Evidence(job_id, tuple(statuses), tuple(buried), result, indexed, submitted)
-    return File(evidence, documents[0] if documents else None, tuple(cancels))
+    evidence = replace(evidence, cancel=evidence.first_of(cancels)) if cancels else evidence
+    return File(evidence, documents[0] if documents else None)
 
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
