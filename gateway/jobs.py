@@ -15,6 +15,7 @@ from gateway.keys import Authenticated, Caller, Keys, address_of
 from gateway.parts import Parts
 from gateway.problems import Problem, path_of, responses
 from gateway.read_model import JobRow
+from gateway.sending import traceparent_of
 from gateway.stream import appears, serve_websocket, sse_response, wait_for_end
 from gateway.told import Position
 from schemas.cancellations import REASON_MAX_CHARS, CancelRequested
@@ -243,7 +244,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:  # noqa: C901  # a route each
     ) -> JSONResponse:
         """Ask for the end of a job; its flow ends it as soon as it hears of that."""
         row = await found(request, caller, job_id)
-        cancelling = await jobs.cancel(row, reason, request.headers.get("traceparent"))
+        cancelling = await jobs.cancel(row, reason, traceparent_of(request))
         return JSONResponse(cancelling.model_dump(mode="json"), 202)
 
     return routes
