@@ -14,14 +14,14 @@ from schemas.jobs import StatusChanged
 from schemas.results import ResultCompleted
 
 _ROWS = """
-SELECT 'status', event, NULL, NULL, NULL FROM statuses WHERE job_id = :job
-UNION ALL SELECT 'result', event, NULL, NULL, NULL FROM results WHERE job_id = :job
-UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
+SELECT 'status', event, NULL, NULL, NULL, NULL FROM statuses WHERE job_id = :job
+UNION ALL SELECT 'result', event, NULL, NULL, NULL, NULL FROM results WHERE job_id = :job
+UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
           WHERE letters.job_id = :job
-UNION ALL SELECT 'indexed', document_id, indexed_us, chunks, deleted FROM indexed WHERE job_id = :job
-UNION ALL SELECT 'submitted', topic, submitted_us, tenant, document_id FROM (
+UNION ALL SELECT 'indexed', tenant, indexed_us, document_id, chunks, deleted FROM indexed WHERE job_id = :job
+UNION ALL SELECT 'submitted', tenant, submitted_us, document_id, topic, NULL FROM (
           SELECT * FROM submissions WHERE job_id = :job ORDER BY written_ms, topic LIMIT 1)
-UNION ALL SELECT 'cancel', event, NULL, NULL, NULL FROM cancels WHERE job_id = :job
+UNION ALL SELECT 'cancel', event, NULL, NULL, NULL, NULL FROM cancels WHERE job_id = :job
 """
 _REPLACED_BY = """
 SELECT job_id FROM indexed WHERE document_id = ? AND job_id != ? AND indexed_us > ? ORDER BY indexed_us DESC LIMIT 1
@@ -73,7 +73,7 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
     cancels: list[CancelRequested] = []
     documents: list[str] = []
     result, indexed, submitted = None, None, None
-    for what, text, us, more, extra in db.execute(_ROWS, {"job": job_id}):
+    for what, text, us, document_id, more, deleted in db.execute(_ROWS, {"job": job_id}):
         match what:
             case "status":
                 statuses.append(StatusChanged.model_validate_json(text))
@@ -83,11 +83,11 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
                 redriven_at = None if us is None else moment(us)
                 buried.append(BuriedMessage(DeadLetter.model_validate_json(text), redriven_at))
             case "indexed":
-                indexed = IndexedDocument(moment(us), more, deleted=bool(extra))
-                documents.append(text)
+                indexed = IndexedDocument(moment(us), more, bool(deleted), text)
+                documents.append(document_id)
             case "submitted":
-                submitted = Submission(text, moment(us), more)
-                documents += [] if extra is None else [extra]
+                submitted = Submission(more, moment(us), text)
+                documents += [] if document_id is None else [document_id]
             case _:
                 cancels.append(CancelRequested.model_validate_json(text))
     documents += [status.document_id for status in statuses if status.document_id is not None]
@@ -99,7 +99,8 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
     """The job that has indexed the document anew since this one failed for the last time."""
-    newest = max((each.letter for each in evidence.buried), key=lambda letter: letter.failed_at, default=None)
+    letters = [each.letter for each in evidence.buried]
+    newest = max(letters, key=lambda letter: (letter.failed_at, letter.event_id), default=None)
     if newest is None or newest.document_id is None:
         return None
     found = db.execute(_REPLACED_BY, (newest.document_id, evidence.job_id, micros(newest.failed_at))).fetchone()
