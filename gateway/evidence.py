@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 from gateway.moments import micros, moment
 from gateway.told import Change, Told
@@ -14,14 +15,14 @@ from schemas.jobs import StatusChanged
 from schemas.results import ResultCompleted
 
 _ROWS = """
-SELECT 'status', event, NULL, NULL, NULL FROM statuses WHERE job_id = :job
-UNION ALL SELECT 'result', event, NULL, NULL, NULL FROM results WHERE job_id = :job
-UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
+SELECT 'status', event, NULL, NULL, NULL, NULL FROM statuses WHERE job_id = :job
+UNION ALL SELECT 'result', event, NULL, NULL, NULL, NULL FROM results WHERE job_id = :job
+UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
           WHERE letters.job_id = :job
-UNION ALL SELECT 'indexed', document_id, indexed_us, chunks, deleted FROM indexed WHERE job_id = :job
-UNION ALL SELECT 'submitted', topic, submitted_us, tenant, document_id FROM (
+UNION ALL SELECT 'indexed', tenant, indexed_us, document_id, chunks, deleted FROM indexed WHERE job_id = :job
+UNION ALL SELECT 'submitted', tenant, submitted_us, document_id, topic, NULL FROM (
           SELECT * FROM submissions WHERE job_id = :job ORDER BY written_ms, topic LIMIT 1)
-UNION ALL SELECT 'cancel', event, NULL, NULL, NULL FROM cancels WHERE job_id = :job
+UNION ALL SELECT 'cancel', event, NULL, NULL, NULL, NULL FROM cancels WHERE job_id = :job
 """
 _REPLACED_BY = """
 SELECT job_id FROM indexed WHERE document_id = ? AND job_id != ? AND indexed_us > ? ORDER BY indexed_us DESC LIMIT 1
@@ -50,6 +51,7 @@ class File:
     evidence: Evidence
     document_id: str | None
 
+    @cached_property
     def row(self) -> JobRow:
         """The job in a list; the evidence must be known."""
         said = outline(self.evidence)
@@ -65,6 +67,12 @@ class File:
             self.evidence.cancel_requested is not None,
         )
 
+    @property
+    def ended(self) -> bool:
+        """The job has ended, and its result is there if it has one."""
+        answered = self.row.state is Standing.COMPLETED and self.row.kind == "request"
+        return self.row.state.ended and (not answered or self.evidence.result is not None)
+
 
 def read_file(db: sqlite3.Connection, job_id: str) -> File:
     """The job's rows; `evidence.known` is false if there are none. Not `replaced_by`, which costs more."""
@@ -73,7 +81,7 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
     cancels: list[CancelRequested] = []
     documents: list[str] = []
     result, indexed, submitted = None, None, None
-    for what, text, us, more, extra in db.execute(_ROWS, {"job": job_id}):
+    for what, text, us, document_id, more, deleted in db.execute(_ROWS, {"job": job_id}):
         match what:
             case "status":
                 statuses.append(StatusChanged.model_validate_json(text))
@@ -83,11 +91,11 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
                 redriven_at = None if us is None else moment(us)
                 buried.append(BuriedMessage(DeadLetter.model_validate_json(text), redriven_at))
             case "indexed":
-                indexed = IndexedDocument(moment(us), more, deleted=bool(extra))
-                documents.append(text)
+                indexed = IndexedDocument(moment(us), more, bool(deleted), text)
+                documents.append(document_id)
             case "submitted":
-                submitted = Submission(text, moment(us), more)
-                documents += [] if extra is None else [extra]
+                submitted = Submission(more, moment(us), text)
+                documents += [] if document_id is None else [document_id]
             case _:
                 cancels.append(CancelRequested.model_validate_json(text))
     documents += [status.document_id for status in statuses if status.document_id is not None]
@@ -99,26 +107,19 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
     """The job that has indexed the document anew since this one failed for the last time."""
-    newest = max((each.letter for each in evidence.buried), key=lambda letter: letter.failed_at, default=None)
+    letters = [each.letter for each in evidence.buried]
+    newest = max(letters, key=lambda letter: (letter.failed_at, letter.event_id), default=None)
     if newest is None or newest.document_id is None:
         return None
     found = db.execute(_REPLACED_BY, (newest.document_id, evidence.job_id, micros(newest.failed_at))).fetchone()
     return None if found is None else str(found[0])
 
 
-def ended(evidence: Evidence) -> bool:
-    """Whether the job has ended, and its result is there if it has one."""
-    said = outline(evidence)
-    answered = said.standing is Standing.COMPLETED and said.kind == "request"
-    return said.standing.ended and (not answered or evidence.result is not None)
-
-
 def change_of(db: sqlite3.Connection, file: File, told: Sequence[Told]) -> Change:
     """What is new, and how the job stands with it."""
-    row = file.row()
-    has_ended = row.state.ended and ended(file.evidence)
-    settled = has_ended and _is_settled(db, file.evidence, row.state)
-    return Change(row.job_id, told, row.state, ended=has_ended, settled=settled, updated_at=row.updated_at)
+    row = file.row
+    settled = file.ended and _is_settled(db, file.evidence, row.state)
+    return Change(row.job_id, told, row.state, ended=file.ended, settled=settled, updated_at=row.updated_at)
 
 
 def _is_settled(db: sqlite3.Connection, evidence: Evidence, state: Standing) -> bool:

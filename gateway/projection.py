@@ -7,7 +7,7 @@ broker was replaced: then everything is read anew. A topic that does not exist y
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,12 +15,13 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documented names, not marked as exported
     AdminClient,
+    OffsetSpec,
     TopicDescription,
 )
 
-from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
+from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of
 from connectors.kafka.record import Record
-from gateway.applying import TOPICS
+from gateway.applying import TOPICS, WITH_HEADERS
 from gateway.hub import Hub
 from gateway.read_model import ReadModel
 from schemas.event import utc_now
@@ -36,7 +37,10 @@ _POLL_S = 0.1
 _TIMEOUT_S = 2.0
 _AGAIN_S = 1.0  # after a failure that should not be
 
-_PASSING = TRANSIENT | {KafkaError._UNKNOWN_PARTITION}  # noqa: SLF001  # librdkafka's own code
+_PASSING = TRANSIENT | {
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001  # librdkafka's own code
+    KafkaError.UNKNOWN_TOPIC_OR_PART,  # for a moment after its topic was made
+}
 _AWAY = frozenset(
     {
         KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001  # same: the offset is not in the topic any more
@@ -123,8 +127,9 @@ class _Following:
         self._errors = ConnectionErrors("projection")
         self._consumer = Consumer(
             {
-                # A broker answers as soon as there is something; the embedded one only when that time is over.
-                "fetch.wait.max.ms": 10,
+                # A broker answers as soon as there is something; the embedded one only when that time is over. Each
+                # request names every partition: a hundred a second took a quarter of a core of an idle broker.
+                "fetch.wait.max.ms": 50,
                 "fetch.queue.backoff.ms": 10,
                 "queued.max.messages.kbytes": 32 * 1024,
                 **base_config(bootstrap, options, self._errors),
@@ -138,21 +143,18 @@ class _Following:
         self._admin = AdminClient(settings)
         self._behind: set[_Place] = set()  # partitions whose end, as it was found first, is not reached yet
         self._assigned: set[_Place] = set()
-        self._looked = False
+        self._all_begun = False
         self._look_at = 0.0
+        self.caught_up = False  # for good, once all that was there at first is applied
         self._described: dict[str, Future[TopicDescription]] = {}
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether all that was there at first has been handed out."""
-        return self._looked and not self._behind
 
     def close(self) -> None:
         """Leave the broker."""
         self._consumer.close()
 
     def records(self) -> list[Record]:
-        """What has come: at once if there is anything, else after 0.1 s at most."""
+        """What has come: at once if there is anything, else after 0.1 s at most. What came before is applied."""
+        self.caught_up = self.caught_up or (self._all_begun and not self._behind)
         self._look()
         first = self._consumer.poll(_POLL_S)
         messages = [] if first is None else [first, *self._consumer.consume(MOST - 1, timeout=0)]
@@ -160,7 +162,7 @@ class _Following:
         for message in messages:
             error = message.error()
             if error is None:
-                records.append(record_of(message))
+                records.append(record_of(message, headers=message.topic() in WITH_HEADERS))
             else:
                 self._judge(_place(message), error)
         return records
@@ -180,13 +182,12 @@ class _Following:
                 for topic in TOPICS.keys() & metadata.topics.keys()
                 for partition in metadata.topics[topic].partitions
             }
-            for place in sorted(there - self._assigned):
-                self._begin(place)
+            self._begin(there - self._assigned)
+            self._all_begun = there <= self._assigned
         except KafkaException as error:
             if cause(error).code() not in _PASSING:
                 raise
             return  # an outage; librdkafka reconnects
-        self._looked = True
         topics = sorted({topic for topic, _ in there})
         if len(topics) == len(TOPICS):
             self._look_at = time.monotonic() + _LOOK_S
@@ -202,16 +203,37 @@ class _Following:
                 if not self._read_model.belongs_to(topic, topic_id):
                     raise _ReplacedError(f"topic {topic} is another one of that name")
 
-    def _begin(self, place: _Place) -> None:
-        low, high = watermarks(self._consumer, TopicPartition(*place), timeout_s=_TIMEOUT_S)
-        at = self._read_model.positions().get(place, low)
-        if at > high:
-            raise _ReplacedError(f"{place[0]}/{place[1]} ends at offset {high}, and was read up to {at}")
-        at = max(at, low)
-        if at < high:
-            self._behind.add(place)
-        self._consumer.incremental_assign([TopicPartition(*place, at)])
-        self._assigned.add(place)
+    def _begin(self, places: Collection[_Place]) -> None:
+        """Read them from where the read model is; all are asked for at once, since one by one takes seconds.
+
+        Those whose leader is not known wait for the next look.
+        """
+        if not places:
+            return
+        low = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]  # its stub's omission
+        high = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]  # same
+        reached = self._read_model.positions()
+        begun: list[TopicPartition] = []
+        for place in sorted(low.keys() & high.keys()):
+            at = reached.get(place, low[place])
+            if at > high[place]:
+                raise _ReplacedError(f"{place[0]}/{place[1]} ends at offset {high[place]}, and was read up to {at}")
+            begun.append(TopicPartition(*place, max(at, low[place])))
+            if begun[-1].offset < high[place]:
+                self._behind.add(place)
+        self._consumer.incremental_assign(begun)
+        self._assigned |= low.keys() & high.keys()
+
+    def _offsets(self, places: Collection[_Place], which: OffsetSpec) -> dict[_Place, int]:
+        asked = {TopicPartition(*place): which for place in places}
+        found: dict[_Place, int] = {}
+        for place, future in self._admin.list_offsets(asked, request_timeout=_TIMEOUT_S).items():
+            try:
+                found[place.topic, place.partition] = future.result().offset
+            except KafkaException as error:
+                if cause(error).code() not in _PASSING:
+                    raise
+        return found
 
     def _judge(self, place: _Place, error: KafkaError) -> None:
         """What came instead of a record."""
@@ -222,7 +244,7 @@ class _Following:
             self._consumer.incremental_unassign([TopicPartition(*place)])
             self._assigned.discard(place)
             self._behind.discard(place)
-            self._look_at = 0.0 if code == KafkaError._AUTO_OFFSET_RESET else self._look_at  # noqa: SLF001  # same
+            self._look_at = min(self._look_at, time.monotonic() + _LOOK_FOR_MISSING_S)
         elif code not in _PASSING:
             raise KafkaException(error)
 

@@ -56,6 +56,7 @@ class IndexedDocument:
     at: datetime
     chunks: int
     deleted: bool = False
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Evidence:
         letters = sorted(
             (each.letter for each in self.buried), key=lambda letter: (not letter.ends_job, letter.failed_at)
         )
-        heard = (self.result, self.submitted, *statuses, *letters)
-        return next((each.tenant for each in heard if each is not None), None)
+        heard = (self.result, self.indexed, self.submitted, *statuses, *letters)
+        return next((each.tenant for each in heard if each is not None and each.tenant is not None), None)
 
     def first_of(self, cancels: Iterable[CancelRequested]) -> CancelRequested | None:
         """The first wish to end the job that counts: one of its own tenant, as far as that is known."""

@@ -98,7 +98,7 @@ class _History:
         """The job's document in the index, and the job that has indexed it anew since the last of `letters`."""
         mine: DocumentIndexed | None = None
         newest: DocumentIndexed | None = None
-        failed = max(letters, key=lambda letter: letter.failed_at, default=None)
+        failed = max(letters, key=lambda letter: (letter.failed_at, letter.event_id), default=None)
         document_id = None if failed is None else failed.document_id
         for record in self._records(topic_of(DocumentIndexed).name):
             same = document_id is not None and record.key == document_id.encode()
@@ -109,7 +109,9 @@ class _History:
                 mine = event if mine is None or event.indexed_at >= mine.indexed_at else mine
             elif same and failed is not None and event.indexed_at > failed.failed_at:
                 newest = event if newest is None or event.indexed_at >= newest.indexed_at else newest
-        indexed = None if mine is None else IndexedDocument(mine.indexed_at, mine.chunks, mine.op == "delete")
+        indexed = (
+            None if mine is None else IndexedDocument(mine.indexed_at, mine.chunks, mine.op == "delete", mine.tenant)
+        )
         return indexed, None if newest is None else newest.job_id
 
     def _submission(self) -> Submission | None:

@@ -332,6 +332,45 @@ def test_a_hostile_body_is_a_problem_of_its_sender(gateway: RunningGateway, body
     assert gateway.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/reviews/r/approve", "/v1/dead-letters/d/redrive", "/v1/requests"])
+def test_no_route_reads_a_body_beyond_its_limit(gateway: RunningGateway, path: str) -> None:
+    content = b'{"note": "' + b"x" * 5_000_000 + b'"}'
+    for body in (content, iter([content])):
+        answer = gateway.client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in {404, 413}  # where no body is read, the connection ends with the answer
+    assert gateway.client.get("/healthz").status_code == 200
+
+
+def send_endlessly(endless: socket.socket) -> None:
+    for _ in range(1000):
+        endless.sendall(b"x" * 65_536)
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        b"GET /?",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"GET / HTTP/1.1\r\nX: y\r\nY",
+        b"POST /v1/requests HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ",  # trailers
+    ],
+)
+def test_endless_headers_are_cut_off(gateway: RunningGateway, begins: bytes) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as endless:
+        endless.sendall(begins)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            send_endlessly(endless)
+    assert gateway.client.get("/healthz").status_code == 200
+
+
+def test_small_chunks_are_no_reason_to_be_cut_off(gateway: RunningGateway) -> None:
+    body = json.dumps({"prompt": "x" * 100_000, "job_id": str(uuid4())}).encode()
+    chunks = (body[start : start + 100] for start in range(0, len(body), 100))
+    answer = gateway.client.post("/v1/requests", content=chunks, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 202
+
+
 def test_fields_that_are_wrong_are_named(gateway: RunningGateway) -> None:
     body = problem(gateway.post("/v1/requests", {"messages": [{"role": "king", "content": "secret"}]}), 422, "invalid")
     assert body["errors"][0]["field"] == "messages.0.role"
