@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord, Record, outgoing
-from operators.account import Account, AccountSnapshot, Cost, Over, Prices
+from operators.account import Account, AccountSnapshot, Cost, Over
 from operators.envelope import Envelope, Job
 from operators.offload import DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
@@ -40,6 +40,7 @@ from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused
 from schemas.event import at_unix, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
+from schemas.prices import Prices
 from schemas.usage import TokensUsed
 
 X = TypeVar("X")

@@ -60,7 +60,7 @@ from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.deltas import TextDelta
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
-from schemas.event import Event, utc_now
+from schemas.event import Event, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed, nothing_used
 
@@ -90,6 +90,7 @@ class OffloadPolicy:
     backoff_cap_s: float = 30.0  # no wait is drawn from beyond this
     keep_key_order: bool = False  # messages of one key one at a time, in order
     cancellable: bool = True  # False: what was begun has to be finished, and a crash may have begun it
+    silent: bool = False  # emits no statuses: for work on jobs that have ended already
 
 
 class DeadlineExceeded(Poison):
@@ -446,7 +447,11 @@ class _Step(Generic[X, Y]):
         if job.admission_id is not None:
             used = nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
             pending.say(used if job.billed is None else used.model_copy(update=asdict(job.billed)))
-        pending.say(self.status(pending, JobState.CANCELLED, attempt=pending.failures + 1, detail=reason))
+        status = self.status(pending, JobState.CANCELLED, attempt=pending.failures + 1, detail=reason)
+        if job.callback_url is not None:  # the same end, however often the job comes again
+            end_id = derive_id("cancelled", job.tenant, job.job_id)
+            status = status.model_copy(update={"callback_url": job.callback_url, "end_id": end_id})
+        pending.say(status)
         return Dropped()
 
     @staticmethod
@@ -647,6 +652,8 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
+        if policy.silent and isinstance(item, StatusChanged):
+            return None
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed | TextDelta) else None
 
     lanes = op.key_on("lane", up, _lane)

@@ -1,17 +1,24 @@
 """What a job's events say about it: pure, so that a command, a gateway and a test come to the same answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from schemas.callbacks import CallbackDeferred
 from schemas.cancellations import CancelRequested
 from schemas.dead_letter import MAX_REDRIVES, DeadLetter
 from schemas.jobs import JobState, StatusChanged
 from schemas.results import ResultCompleted
+from schemas.topics import topic_of
 
+CALLBACKS = topic_of(CallbackDeferred).name
 SILENCE = timedelta(minutes=15)
 """An inference has a few attempts of 120 s: a job that says nothing for longer is stuck, or no flow runs."""
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+"""For a case that is not asked whether it has been silent."""
 
 
 class Standing(StrEnum):
@@ -49,6 +56,7 @@ class IndexedDocument:
     at: datetime
     chunks: int
     deleted: bool = False
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Evidence:
     indexed: IndexedDocument | None = None
     submitted: Submission | None = None
     replaced_by: str | None = None  # a later job that has indexed another version of the job's document
-    cancel: CancelRequested | None = None  # the first one; by itself it makes no job known
+    cancel: CancelRequested | None = None  # the first one of its tenant; by itself it makes no job known
 
     @property
     def known(self) -> bool:
@@ -80,13 +88,18 @@ class Evidence:
 
     @property
     def tenant(self) -> str | None:
-        """Whose job it is, if any of its events says so."""
-        if self.result is not None:
-            return self.result.tenant
-        events = (*self.statuses, *(each.letter for each in self.buried))
-        if events:
-            return events[-1].tenant
-        return None if self.submitted is None else self.submitted.tenant
+        """Whose job it is: who was served, or came first. A message under its id makes it nobody else's."""
+        statuses = sorted(self.statuses, key=_rank)
+        letters = sorted(
+            (each.letter for each in self.buried), key=lambda letter: (not letter.ends_job, letter.failed_at)
+        )
+        heard = (self.result, self.indexed, self.submitted, *statuses, *letters)
+        return next((each.tenant for each in heard if each is not None and each.tenant is not None), None)
+
+    def first_of(self, cancels: Iterable[CancelRequested]) -> CancelRequested | None:
+        """The first wish to end the job that counts: one of its own tenant, as far as that is known."""
+        own = [cancel for cancel in cancels if self.tenant in {cancel.tenant, None}]
+        return min(own, key=lambda cancel: cancel.requested_at, default=None)
 
     @property
     def cancel_requested(self) -> CancelRequested | None:
@@ -119,6 +132,18 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What a list of jobs says about one: the same as its explanation, for a fraction of the work."""
+
+    tenant: str
+    kind: str  # `request` or `document`
+    standing: Standing
+    step: str  # that was heard of last; empty before the first
+    first_at: datetime
+    last_at: datetime
+
+
+@dataclass(frozen=True)
 class Explanation:
     """A job's timeline, and the five questions about it."""
 
@@ -144,9 +169,7 @@ def explain(
     Only clocks of flows are compared with each other; that of whoever redrives may be wrong. The order of the evidence
     does not matter.
     """
-    if not evidence.known:
-        raise ValueError(f"job {evidence.job_id}: there is nothing to explain it by")
-    case = _Case(evidence, now, max_redrives, silence)
+    case = _Case(_known(evidence), now, max_redrives, silence)
     return Explanation(
         job_id=evidence.job_id,
         tenant=case.tenant,
@@ -159,6 +182,36 @@ def explain(
         user_sees=case.user_sees(),
         timeline=timeline(evidence),
     )
+
+
+def outline(evidence: Evidence) -> Outline:
+    """The part of the explanation that does not depend on when it is asked for; `evidence` must be `known`."""
+    case = _Case(_known(evidence), _NEVER, MAX_REDRIVES, SILENCE)
+    times = list(_times(evidence))
+    return Outline(case.tenant, case.kind, case.standing, case.step, min(times), max(times))
+
+
+def _known(evidence: Evidence) -> Evidence:
+    if not evidence.known:
+        raise ValueError(f"job {evidence.job_id}: there is nothing to explain it by")
+    return evidence
+
+
+def _times(evidence: Evidence) -> Iterator[datetime]:
+    """When each moment of the timeline was."""
+    if evidence.submitted is not None:
+        yield evidence.submitted.at
+    yield from (status.occurred_at for status in evidence.statuses)
+    for each in evidence.buried:
+        yield each.letter.failed_at
+        if each.redriven_at is not None:
+            yield each.redriven_at
+    if evidence.result is not None:
+        yield evidence.result.completed_at
+    if evidence.indexed is not None:
+        yield evidence.indexed.at
+    if evidence.cancel_requested is not None:
+        yield evidence.cancel_requested.requested_at
 
 
 def timeline(evidence: Evidence) -> tuple[Moment, ...]:
@@ -287,6 +340,13 @@ class _Case:
         named = any(status.document_id is not None for status in self.statuses)
         return "document" if self.evidence.indexed is not None or about_documents or named else "request"
 
+    @property
+    def step(self) -> str:
+        """Whoever was heard of last."""
+        said = [(status.occurred_at, status.step) for status in self.statuses[-1:]]
+        said += [(each.letter.failed_at, each.letter.step) for each in self.ending[-1:]]
+        return max(said)[1] if said else ""
+
     def _last_end(self) -> tuple[str, str]:
         """Step and reason of the dead end that decides."""
         ends = [(each.letter.failed_at, each.letter.step, each.letter.message) for each in self.open]
@@ -350,6 +410,25 @@ class _Case:
                 passed.append(steps[-1])
             yield from (f"{step} is done" for step in passed)
 
+    def _untold(self) -> Iterator[DeadLetter]:
+        """Callbacks that were not delivered; the job itself is as it ended."""
+        for each in self.buried:
+            if each.letter.topic == CALLBACKS and each.redriven_at is None:
+                yield each.letter
+
+    def _escalate_beside_the_job(self) -> Iterator[str]:
+        for letter in self._untold():
+            if not letter.retryable:
+                yield (
+                    f"dead letter {letter.event_id}: the job's end was not told to its callback URL: {letter.message}"
+                )
+        for each in self.buried:
+            letter = each.letter
+            if not letter.ends_job and each.redriven_at is None and letter.topic != CALLBACKS:
+                yield (
+                    f"dead letter {letter.event_id}: another message under this job's id was refused: {letter.message}"
+                )
+
     def _came_too_late(self, letter: DeadLetter) -> bool:
         return self.evidence.replaced_by is not None and letter.topic.startswith("documents.")
 
@@ -359,6 +438,9 @@ class _Case:
             if letter.retryable and letter.redrives < self.max_redrives and not self._came_too_late(letter):
                 so_far = f", redriven {letter.redrives} of {self.max_redrives} times" if letter.redrives else ""
                 yield Retry(letter.event_id, f"{letter.step} ran out of attempts or time{so_far}")
+        for letter in self._untold():
+            if letter.retryable:
+                yield Retry(letter.event_id, f"the job's end was not told to its callback URL: {letter.message}")
 
     def escalate(self) -> Iterator[str]:
         for each in self.open:
@@ -383,12 +465,7 @@ class _Case:
                     f"dead letter {letter.event_id}: job {self.evidence.replaced_by} has since indexed the document; a "
                     "redrive of this older version would change nothing"
                 )
-        for each in self.buried:
-            if not each.letter.ends_job and each.redriven_at is None:
-                yield (
-                    f"dead letter {each.letter.event_id}: another message under this job's id was refused: "
-                    f"{each.letter.message}"
-                )
+        yield from self._escalate_beside_the_job()
         if self.standing is Standing.DEAD_LETTERED and self.unexplained and not self.open:
             yield "its dead letter is no longer kept, so it cannot be redriven: submit it anew"
         if not self.standing.ended:

@@ -7,6 +7,8 @@ of its dead letters, and at most MOST of a kind.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -22,7 +24,7 @@ from schemas.explanation import BuriedMessage, Evidence, IndexedDocument, Submis
 from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
-from schemas.topics import CATALOGUE, dead_letter_topics, topic_of
+from schemas.topics import dead_letter_topics, topic_of
 
 MOST = 1000
 """Statuses, or dead letters, that are kept of one job: a script that sends one job_id again and again makes more."""
@@ -33,7 +35,12 @@ E = TypeVar("E", bound=JobEvent)
 def read_history(bootstrap: str, config: Mapping[str, str] | None, job_id: str) -> Evidence:
     """The evidence of one job; `known` is false if there is none. Raises Retryable if no broker answers within 10 s."""
     with TopicReader(bootstrap, config) as reader:
-        return _History(reader, job_id).evidence()
+        return evidence_of(reader, job_id)
+
+
+def evidence_of(reader: TopicReader, job_id: str) -> Evidence:
+    """The same, by a reader that was entered."""
+    return _History(reader, job_id).evidence()
 
 
 class _History:
@@ -54,7 +61,7 @@ class _History:
             if marker.dead_letter_id in letters
         }
         known = statuses or letters or results or indexed
-        return Evidence(
+        evidence = Evidence(
             self._job_id,
             tuple(statuses),
             tuple(BuriedMessage(letter, redriven.get(its_id)) for its_id, letter in letters.items()),
@@ -62,8 +69,8 @@ class _History:
             indexed,
             None if known else self._submission(),
             replaced_by,
-            min(self._events(CancelRequested), key=lambda each: each.requested_at, default=None),
         )
+        return replace(evidence, cancel=evidence.first_of(self._events(CancelRequested)))
 
     def _records(self, topic: str) -> Iterator[Record]:
         if self._reader.exists(topic):
@@ -91,7 +98,7 @@ class _History:
         """The job's document in the index, and the job that has indexed it anew since the last of `letters`."""
         mine: DocumentIndexed | None = None
         newest: DocumentIndexed | None = None
-        failed = max(letters, key=lambda letter: letter.failed_at, default=None)
+        failed = max(letters, key=lambda letter: (letter.failed_at, letter.event_id), default=None)
         document_id = None if failed is None else failed.document_id
         for record in self._records(topic_of(DocumentIndexed).name):
             same = document_id is not None and record.key == document_id.encode()
@@ -102,20 +109,23 @@ class _History:
                 mine = event if mine is None or event.indexed_at >= mine.indexed_at else mine
             elif same and failed is not None and event.indexed_at > failed.failed_at:
                 newest = event if newest is None or event.indexed_at >= newest.indexed_at else newest
-        indexed = None if mine is None else IndexedDocument(mine.indexed_at, mine.chunks, mine.op == "delete")
+        indexed = (
+            None if mine is None else IndexedDocument(mine.indexed_at, mine.chunks, mine.op == "delete", mine.tenant)
+        )
         return indexed, None if newest is None else newest.job_id
 
     def _submission(self) -> Submission | None:
-        """The job's own message. Its job_id may be derived from the content, so that all have to be decoded."""
-        submitted: Submission | None = None
-        for topic in CATALOGUE:
-            if topic.event in {RequestSubmitted, DocumentUploaded}:
-                for event in self._events(topic.event):
-                    at = event.submitted_at if isinstance(event, RequestSubmitted) else None
-                    at = event.uploaded_at if isinstance(event, DocumentUploaded) else at
-                    if at is not None:
-                        submitted = Submission(topic.name, at, event.tenant)
-        return submitted
+        """The first of the job's own messages. Its job_id may be derived from the content: all have to be decoded."""
+        found: list[tuple[datetime, str, Submission]] = []
+        events: tuple[type[DocumentUploaded | RequestSubmitted], ...] = (DocumentUploaded, RequestSubmitted)
+        for event in events:
+            topic = topic_of(event).name
+            for record in self._records(topic):
+                decoded = _decoded(record, event)
+                if decoded is not None and decoded.job_id == self._job_id:
+                    at = decoded.uploaded_at if isinstance(decoded, DocumentUploaded) else decoded.submitted_at
+                    found.append((record.timestamp, topic, Submission(topic, at, decoded.tenant)))
+        return min(found, key=lambda each: each[:2])[2] if found else None
 
 
 def _decoded(record: Record, event: type[E]) -> E | None:

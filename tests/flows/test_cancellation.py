@@ -358,3 +358,15 @@ def test_of_an_answer_and_a_cancel_at_the_same_time_one_is_told(installation: In
     assert Counter(process.results()) == dict.fromkeys(answered, 1)
     assert 0 < len(answered) < len(jobs), "there was no race: this proves nothing"
     assert process.topics.dead_letters() == []
+
+
+def test_who_wants_to_be_told_of_a_cancelled_job_is_told_of_one_end(installation: Installation) -> None:
+    with installation.running(Model()) as process:
+        process.cancel()
+        process.ask(callback_url="https://example.org/hook")
+        process.wait_for_state(JobState.CANCELLED)
+        process.ask(callback_url="https://example.org/hook")
+        wait_for("both end", lambda: process.ends().count(JobState.CANCELLED) == 2)
+        ends = [status for status in process.statuses() if status.state is JobState.CANCELLED]
+    assert {each.callback_url for each in ends} == {"https://example.org/hook"}
+    assert len({each.end_id for each in ends} - {None}) == 1
