@@ -267,13 +267,17 @@ def test_a_job_that_waits_for_a_review_ends_and_a_decision_comes_too_late(instal
 def test_a_job_that_waits_for_a_tool_ends_without_it(installation: Installation) -> None:
     model = Model(tool="look")
     with installation.running(model) as process:
-        process.ask(tools=(Tool(name="look", description="Looks.", parameters={}),))
+        tools = (Tool(name="look", description="Looks.", parameters={}),)
+        process.ask(tools=tools)
         wait_for("the tool's request", lambda: process.topics.on("tools.requested"))
         (asked,) = process.topics.on("tools.requested")
         process.topics.put(ToolRequested.model_validate(asked))
         process.wait_for_state(JobState.AWAITING_TOOL)
         process.cancel()
         process.wait_for_its_end()
+        process.ask(tools=tools)
+        wait_for("the end of the repeat", lambda: process.ends() == [JobState.CANCELLED] * 2)
+        assert process.topics.dead_letters() == []
     assert model.calls == {"j": 1}
     assert [(each.tokens, each.estimated) for each in process.used()] == [(8, False)]
 

@@ -27,6 +27,7 @@ from schemas.deltas import TextDelta
 from schemas.event import Event, utc_now
 from schemas.requests import RequestSubmitted, Tool
 from schemas.results import ResultCompleted
+from tests.flows.test_cancellation import Installation, Model, wait_for
 from tests.llm_server import LLMServer, Plan, serve
 from tests.memory_topics import MemoryTopics, record
 
@@ -202,3 +203,20 @@ def test_nothing_is_told_of_a_call_after_it_has_failed() -> None:
 
     asyncio.run(write())
     assert text_of(flow.said) == "first"
+
+
+def test_after_a_crash_in_the_middle_of_an_answer_it_is_told_anew_by_another_call(tmp_path: Path) -> None:
+    installation, model = Installation(tmp_path), Model()
+    with installation.running(model) as process:
+        process.ask()
+        wait_for("the first word", lambda: process.topics.on("results.delta"))
+        (torn,) = deltas(process.topics).values()
+    model.may_end = True
+    with installation.running(model) as process:  # its message is read again
+        process.ask()
+        wait_for("the answer", process.results)
+    ((call_id, whole),) = deltas(process.topics).items()
+    assert call_id != torn[0].call_id
+    assert (torn[0].number, torn[-1].last, whole[0].number, whole[-1].last) == (0, False, 0, True)
+    assert text_of(whole) == result(process.topics).text
+    assert result(process.topics).call_id == call_id
