@@ -172,7 +172,7 @@ def test_a_job_is_found_whatever_its_id_is_made_of(gateway: RunningGateway, job_
 def test_jobs_are_listed_newest_first_page_by_page(gateway: RunningGateway) -> None:
     asked = [gateway.ask(job_id=str(uuid4())) for _ in range(5)]
     query = "/v1/jobs?limit=3&kind=request"
-    until(lambda: gateway.client.get(query).json()["jobs"][0]["job_id"] == asked[-1])
+    until(lambda: all(job_id in gateway.client.get("/v1/jobs").text for job_id in asked))
     first = gateway.client.get(query).json()
     second = gateway.client.get(f"{query}&before={first['next']}").json()
     listed = [job["job_id"] for job in (*first["jobs"], *second["jobs"])]
@@ -551,3 +551,20 @@ def test_deadlines_are_kept_as_they_were_sent(gateway: RunningGateway, kafka: Em
     job_id = gateway.ask(job_id=str(uuid4()), deadline_at=at.isoformat())
     ((body, _),) = Topic(kafka.bootstrap, "requests.submitted").of(job_id)
     assert RequestSubmitted.model_validate(body).deadline_at == at
+
+
+def test_the_page_is_served_so_that_it_loads_nothing_from_elsewhere(gateway: RunningGateway) -> None:
+    page = httpx.get(f"{gateway.url}/", follow_redirects=True, trust_env=False)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["cache-control"] == "no-store"
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    script = httpx.get(f"{gateway.url}/console/app.js", trust_env=False)
+    assert "javascript" in script.headers["content-type"]
+    assert script.headers["cache-control"] == "no-cache"  # asked for again, and answered with 304
+    assert script.headers["x-content-type-options"] == "nosniff"
+    again = httpx.get(f"{gateway.url}/console/app.js", headers={"If-None-Match": script.headers["etag"]})
+    assert again.status_code == 304
+    problem(httpx.get(f"{gateway.url}/console/../app.py", trust_env=False), 404)
+    problem(httpx.get(f"{gateway.url}/console/%2e%2e/app.py", trust_env=False), 404)
