@@ -419,6 +419,30 @@ def test_every_route_asks_for_a_key_and_says_so(gateway: RunningGateway) -> None
         assert httpx.get(gateway.url + path, trust_env=False).status_code == 200
 
 
+def test_either_header_of_a_key_will_do(gateway: RunningGateway) -> None:
+    described = gateway.client.get("/openapi.json").json()
+    schemes = described["components"]["securitySchemes"]
+    assert sorted(scheme["type"] for scheme in schemes.values()) == ["apiKey", "http"]
+    security = described["paths"]["/v1/jobs"]["get"]["security"]
+    assert sorted(name for each in security for name in each) == sorted(schemes)
+    assert all(len(each) == 1 for each in security)
+
+
+def test_whoever_asks_too_often_is_told_when_to_go_on(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    variables = {
+        "HEADRACE_API_KEYS": json.dumps(TENANTS),
+        "HEADRACE_RATE_PER_S": "0.5",
+        "HEADRACE_RATE_BURST": "3",
+    }
+    with RunningGateway(kafka.bootstrap, tmp_path, key=ACME, **variables) as limited:
+        statuses = [limited.client.get("/v1/me").status_code for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        told = limited.client.get("/v1/me")
+        assert 1 <= int(told.headers["retry-after"]) <= 2
+        assert limited.client.get("/v1/me", headers=bearer(UMBRA)).status_code == 200
+        assert limited.client.get("/healthz").status_code == 200
+
+
 def test_no_route_shows_a_tenant_what_is_anothers(gateway: RunningGateway) -> None:
     job_id = gateway.ask(job_id=f"acmes-{uuid4()}")
     until(lambda: job_id in gateway.client.get("/v1/jobs").text)
