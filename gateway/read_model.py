@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 from filelock import FileLock, Timeout
 
-from connectors.kafka.dead_letters import LetterFilter, LetterPlace, LetterSummary, summary
+from connectors.kafka.dead_letters import FoundLetter, LetterFilter, LetterPlace, LetterSummary, summary
 from connectors.kafka.record import Record
 from connectors.kafka.reviews import Review
 from connectors.sqlite_file import open_write_ahead
@@ -296,15 +296,15 @@ class ReadModel:
         ((total,),) = self._rows(f"SELECT count(*) {_LETTERS_FROM}", where)
         return LetterPage(tuple(_summary(each) for each in found), _int(total))
 
-    def letter(self, letter_id: str) -> tuple[LetterSummary, LetterPlace] | None:
-        """A dead letter, and where all of it can be read."""
+    def letter(self, letter_id: str) -> tuple[FoundLetter, LetterPlace] | None:
+        """A dead letter without its message's value, and where all of it can be read."""
         where = _Where()
         where.equal(letter_id=letter_id)
         found = self._rows(_LETTERS, where)
         if not found:
             return None
         _, _, topic, partition, offset = found[0]
-        return _summary(found[0]), LetterPlace(str(topic), _int(partition), _int(offset))
+        return _letter(found[0]), LetterPlace(str(topic), _int(partition), _int(offset))
 
     def usage(self, *, tenant: str | None = None, since: datetime, window_s: int) -> list[UsageWindowed]:
         """Windows of that length that ended after `since`, oldest first."""
@@ -484,9 +484,14 @@ def _review(row: Sequence[object]) -> Review:
     return Review(ReviewRequested.model_validate_json(_bytes(requested)), decision)
 
 
-def _summary(row: Sequence[object]) -> LetterSummary:
+def _letter(row: Sequence[object]) -> FoundLetter:
     redriven_at = None if row[1] is None else moment(_int(row[1]))
-    return summary(DeadLetter.model_validate_json(_bytes(row[0])), redriven_at)
+    return FoundLetter(DeadLetter.model_validate_json(_bytes(row[0])), redriven_at)
+
+
+def _summary(row: Sequence[object]) -> LetterSummary:
+    found = _letter(row)
+    return summary(found.letter, found.redriven_at)
 
 
 def _bytes(column: object) -> bytes:

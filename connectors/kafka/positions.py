@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its documented names
 
 from connectors.kafka.client import ConnectionErrors, base_config, cause
@@ -30,13 +30,15 @@ class Position:
 
 
 class GroupPositions:
-    """Asks one broker, over one connection that stays, about any number of groups. Blocking; for one thread."""
+    """Asks about any number of groups, over connections that stay. Blocking; for one thread."""
 
     def __init__(self, bootstrap: str, config: Mapping[str, str] | None = None) -> None:
         self._bootstrap = bootstrap
         self._errors = ConnectionErrors("lag")
         settings: dict[str, Any] = base_config(bootstrap, config or {}, self._errors)  # its stub knows of no callbacks
+        self._config = dict(config or {})
         self._admin = AdminClient(settings)
+        self._consumers: dict[str, Consumer] = {}  # by group
 
     def of(self, group_ids: Sequence[str], topics: Sequence[str]) -> dict[str, list[Position]]:
         """Each group's positions in all partitions of those of `topics` where it has committed anything.
@@ -72,16 +74,16 @@ class GroupPositions:
         }
 
     def _committed(self, group_id: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
-        """Offsets by place, where there are any. The embedded broker answers only for named partitions."""
-        request = ConsumerGroupTopicPartitions(group_id, list(places))
-        future = self._admin.list_consumer_group_offsets([request], request_timeout=_TIMEOUT_S)[group_id]
-        try:
-            answer = future.result()  # librdkafka ends it, by the timeout
-        except KafkaException as error:
-            if cause(error).code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
-            raise
-        return {(each.topic, each.partition): each.offset for each in answer.topic_partitions if each.offset >= 0}
+        """Offsets by place, where there are any.
+
+        By a consumer of that group, which joins nothing: librdkafka's admin client, asked the same, ends the process
+        by SIGSEGV when a coordinator is new or moves (ListConsumerGroupOffsets, NOT_COORDINATOR; librdkafka 2.16).
+        """
+        if group_id not in self._consumers:
+            settings = base_config(self._bootstrap, self._config, self._errors)
+            self._consumers[group_id] = Consumer({**settings, "group.id": group_id, "enable.auto.commit": False})
+        committed = self._consumers[group_id].committed(list(places), timeout=_TIMEOUT_S)
+        return {(each.topic, each.partition): each.offset for each in committed if each.offset >= 0}
 
     def _offsets(self, places: set[tuple[str, int]], which: OffsetSpec) -> dict[tuple[str, int], int]:
         if not places:

@@ -246,8 +246,8 @@ def test_dead_letters_are_found_as_the_command_finds_them(read_model: ReadModel)
     assert read_model.letters(LetterFilter(), limit=1).total == 2
     found = read_model.letter(letters[1].event_id)
     assert found is not None
-    summary, place = found
-    assert (summary.job_id, place.topic, place.offset) == ("a", "requests.submitted.dlq", 1)
+    buried, place = found
+    assert (buried.letter.job_id, place.topic, place.offset) == ("a", "requests.submitted.dlq", 1)
 
 
 def test_no_prompt_is_in_the_file(read_model: ReadModel, path: Path) -> None:
