@@ -45,13 +45,13 @@ class Acceptance:
 
     async def publish(self, event: Submitted, sending: Sending, sent: JsonObject) -> None:
         """Return when the event is durable. Raises Problem, and what the publisher raises."""
-        if sending.key is None:
-            self._refuse_anothers(event)
-            await self._publish(event, sending, None)
-            return
-        digest = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
         turn = self._turns.setdefault(event.job_id, asyncio.Lock())
         async with turn:
+            self._refuse_anothers(event)
+            if sending.key is None:
+                await self._publish(event, sending, None)
+                return
+            digest = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
             known = self._recent.get(event.job_id) or await self._digest_of(event)
             if known is None:
                 await self._publish(event, sending, digest)
@@ -67,10 +67,19 @@ class Acceptance:
         return await asyncio.to_thread(self._parts.read_model.body_sha256, event.job_id)
 
     def _refuse_anothers(self, event: Submitted) -> None:
-        """A job_id that its sender has chosen may be another tenant's."""
-        row = self._parts.read_model.job(event.job_id)
-        if row is not None and row.tenant != event.tenant:
-            raise Problem(409, "job-id-taken", "this job_id cannot be used: choose another one")
+        """Jobs that it names may be another tenant's: whoever can guess an id can also have taken it before."""
+        if self._is_anothers(event.job_id, event.tenant):
+            raise Problem(
+                409, "job-id-taken", "the id of this job cannot be used: choose another job_id, or Idempotency-Key"
+            )
+        if isinstance(event, RequestSubmitted):  # what is under a root counts against its limits
+            for name, job_id in (("parent_job_id", event.parent_job_id), ("root_job_id", event.root_job_id)):
+                if job_id is not None and self._is_anothers(job_id, event.tenant):
+                    raise wrong(name, "this is no job of this tenant's")
+
+    def _is_anothers(self, job_id: str, tenant: str) -> bool:
+        row = self._parts.read_model.job(job_id)
+        return row is not None and row.tenant != tenant
 
     async def _publish(self, event: Submitted, sending: Sending, digest: str | None) -> None:
         record = outgoing(event, step="gateway", traceparent=sending.traceparent)

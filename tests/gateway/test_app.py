@@ -23,7 +23,7 @@ from connectors.object_store import ObjectStore
 from gateway.keys import digest_of, new_key
 from schemas.cancellations import CancelRequested
 from schemas.documents import DocumentUploaded
-from schemas.event import utc_now
+from schemas.event import derive_id, utc_now
 from schemas.requests import RequestSubmitted
 from tests.gateway.running import RunningGateway, answer_to, bearer, create_all_topics, until
 
@@ -465,6 +465,37 @@ def test_a_tenant_cannot_take_the_job_id_of_another(gateway: RunningGateway) -> 
     answer = gateway.post("/v1/requests", {"prompt": "Mine?", "job_id": job_id}, **bearer(UMBRA))
     problem(answer, 409, "job-id-taken")
     assert gateway.client.get(f"/v1/jobs/{job_id}").status_code == 200
+
+
+def test_whoever_guesses_a_key_of_another_tenant_does_not_get_its_job(gateway: RunningGateway) -> None:
+    """What was answered with 202 is its sender's job, so an id that was taken before is refused."""
+    key = str(uuid4())
+    guessed = derive_id("idempotency", "acme", "request", key)
+    taken = gateway.post("/v1/requests", {"prompt": "?", "job_id": guessed}, **bearer(UMBRA))
+    assert taken.status_code == 202
+    answer = gateway.post("/v1/requests", {"prompt": "?"}, **{"Idempotency-Key": key})
+    assert "Idempotency-Key" in problem(answer, 409, "job-id-taken")["detail"]
+
+
+def test_two_tenants_that_send_one_job_id_at_once_do_not_both_get_it(gateway: RunningGateway) -> None:
+    job_ids = [str(uuid4()) for _ in range(20)]
+
+    def send(sent: tuple[str, str]) -> int:
+        job_id, key = sent
+        return gateway.post("/v1/requests", {"prompt": "?", "job_id": job_id}, **bearer(key)).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(send, [(job_id, key) for job_id in job_ids for key in (ACME, UMBRA)]))
+    assert sorted(answers) == [202] * len(job_ids) + [409] * len(job_ids)
+
+
+@pytest.mark.parametrize("field", ["parent_job_id", "root_job_id"])
+def test_a_tenant_cannot_use_up_the_limits_of_anothers_root(gateway: RunningGateway, field: str) -> None:
+    root = gateway.ask(job_id=str(uuid4()))
+    child = {"prompt": "?", "depth": 1, field: root}
+    answer = gateway.post("/v1/requests", child, **bearer(UMBRA))
+    assert field in problem(answer, 422, "invalid")["detail"]
+    assert gateway.post("/v1/requests", child).status_code == 202
 
 
 def test_a_tenant_cannot_have_anothers_upload_read(
