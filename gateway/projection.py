@@ -189,7 +189,7 @@ class _Following:
                 raise
             return  # an outage; librdkafka reconnects
         topics = sorted({topic for topic, _ in there})
-        if len(topics) == len(TOPICS):
+        if len(topics) == len(TOPICS) and self._all_begun:
             self._look_at = time.monotonic() + _LOOK_S
         if topics:
             self._described = self._admin.describe_topics(TopicCollection(topics), request_timeout=_LOOK_S)
