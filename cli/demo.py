@@ -1,6 +1,9 @@
 """`headrace demo`: everything local, the sample documents in, a question answered with citations."""
 
 import json
+import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,8 +76,17 @@ def demo(directory: Path, questions: tuple[str, ...], *, as_json: bool) -> None:
     rate = ingested.chunks / ingested.seconds
     click.echo(
         f"\n{ingested.submitted} documents: {ingested.indexed} indexed, {len(ingested.dead)} dead-lettered; "
-        f"{ingested.chunks} chunks in {ingested.seconds:.1f} s ({rate:.1f} chunks/s)"
+        f"{ingested.chunks} chunks in {ingested.seconds:.1f} s ({rate:.1f} chunks/s)\n"
+        f"To keep it running, with a console in the browser: {_command()} up"
     )
+
+
+def _command() -> str:
+    """How this command was called: by a path if it is not installed for everybody."""
+    called = Path(sys.argv[0])
+    if called.name != "headrace":  # python -m
+        return "headrace"
+    return "headrace" if shutil.which("headrace") else os.path.relpath(called)
 
 
 def _ingest(files: list[Path], follower: Follower, stack: LocalStack) -> Ingested:

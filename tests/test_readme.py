@@ -34,7 +34,7 @@ def test_the_flow_is_the_flow_file() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench |reviews )?[a-z]+)", README))),
+    sorted(set(re.findall(r"headrace ((?:submit |topics |schemas |dlq |jobs |bench |reviews |keys )?[a-z]+)", README))),
 )
 def test_every_command_named_exists(command: str) -> None:
     if command.split(maxsplit=1)[0] in {
@@ -50,6 +50,8 @@ def test_every_command_named_exists(command: str) -> None:
         "bench",
         "reviews",
         "usage",
+        "gateway",
+        "keys",
     }:
         assert headrace(*command.split(), "--help").returncode == 0
 

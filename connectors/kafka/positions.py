@@ -77,7 +77,7 @@ class GroupPositions:
         """Offsets by place, where there are any.
 
         By a consumer of that group, which joins nothing: librdkafka's admin client, asked the same, ends the process
-        by SIGSEGV when a coordinator is new or moves (ListConsumerGroupOffsets, NOT_COORDINATOR; librdkafka 2.16).
+        by SIGSEGV when a coordinator is new or moves (ListConsumerGroupOffsets, NOT_COORDINATOR; confluent-kafka 2.16).
         """
         if group_id not in self._consumers:
             settings = base_config(self._bootstrap, self._config, self._errors)
