@@ -2,10 +2,23 @@
 
 import logging
 import sys
+from contextlib import suppress
+from io import StringIO
 
 import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class _StandardError(StringIO):
+    """Standard error, as long as it takes what is said: a full disk or a reader that has gone ends no work."""
+
+    def write(self, text: str) -> int:
+        """Say it."""
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return len(text)
 
 
 def configure_logs(level: str) -> None:
@@ -19,6 +32,6 @@ def configure_logs(level: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_StandardError()),
         cache_logger_on_first_use=True,
     )

@@ -41,6 +41,17 @@ def test_sigterm_ends_streams_at_once_and_the_process_with_0(kafka: EmbeddedKafk
         assert "Traceback" not in gateway.log.read_text()
 
 
+def test_a_log_that_cannot_be_written_neither_breaks_requests_nor_keeps_it_from_ending(
+    kafka: EmbeddedKafka, tmp_path: Path
+) -> None:
+    gateway = RunningGateway(kafka.bootstrap, tmp_path)
+    gateway.log = Path("/dev/full")
+    with gateway:
+        for _ in range(10):
+            gateway.ask(job_id=str(uuid4()))
+        assert gateway.terminate() == 0
+
+
 def test_sigterm_lets_whoever_waits_have_an_answer(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     with RunningGateway(kafka.bootstrap, tmp_path) as gateway:
         gateway.ready()
