@@ -127,7 +127,8 @@ class Applying:
             self._db.execute(_CAP_STATUSES, {"job": job_id, "most": MOST})
             file = read_file(self._db, job_id, most=MOST_JUDGED)
             if not file.evidence.known:
-                self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+                if file.is_whole:
+                    self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
                 continue
             self._save(file.row if file.is_whole else replace(file.row, tenant=self._tenant(file.row)))
             yield change_of(self._db, file, self._told.get(job_id, ()))
@@ -176,20 +177,26 @@ class Applying:
         event = _keyed(ResultCompleted, record)
         former = self._db.execute("SELECT event FROM results WHERE job_id = ?", (event.job_id,)).fetchone()
         data = event.encode()
-        if former is None or former[0] != data:  # a repeat is not told again
+        is_new = former is None or former[0] != data  # a repeat is not told again
+        if is_new and (former is None or ResultCompleted.model_validate_json(former[0]).tenant == event.tenant):
             self._insert("results", event.job_id, record.offset, _ms(record), data)
             self._tell("result", record, event, data)
             self.touch(event.job_id)
 
     def _delta(self, record: Record) -> None:
         event = _keyed(TextDelta, record)
-        if self._is_void(event):
+        if self._is_void(event) or self._is_anothers(event):
             return
         data = event.encode()
         columns = (event.job_id, record.offset, event.call_id, event.number, event.last, _ms(record), data)
         self._insert("deltas", None, *columns)
         self._calls[event.job_id] = _Call(event.call_id, event.number)
         self._tell("delta", record, event, data)
+
+    def _is_anothers(self, event: TextDelta) -> bool:
+        """A text for another tenant than the job's replaces nothing of it."""
+        found = self._db.execute("SELECT tenant FROM jobs WHERE job_id = ?", (event.job_id,)).fetchone()
+        return found is not None and found[0] != event.tenant
 
     def _is_void(self, event: TextDelta) -> bool:
         """A repeat, a delta of a call that another one has replaced, or of one whose beginning is not known."""
@@ -231,8 +238,9 @@ class Applying:
         event = DocumentIndexed.model_validate_json(record.value or b"")
         self._db.execute(
             "INSERT INTO indexed VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET "
-            "tenant = excluded.tenant, document_id = excluded.document_id, indexed_us = excluded.indexed_us, "
-            "chunks = excluded.chunks, deleted = excluded.deleted WHERE excluded.indexed_us >= indexed_us",
+            "document_id = excluded.document_id, indexed_us = excluded.indexed_us, "
+            "chunks = excluded.chunks, deleted = excluded.deleted "
+            "WHERE excluded.indexed_us >= indexed_us AND excluded.tenant = tenant",  # whose it was, it stays
             (
                 event.job_id,
                 event.tenant,
@@ -319,7 +327,7 @@ class Applying:
         )
 
     def _tell(self, lane: Lane, record: Record, event: JobEvent, data: bytes) -> None:
-        self._told.setdefault(event.job_id, []).append(Told(lane, record.offset, data))
+        self._told.setdefault(event.job_id, []).append(Told(lane, record.offset, data, event.tenant))
 
     def _insert(self, table: str, *columns: object) -> None:
         holes = ", ".join("?" * len(columns))

@@ -107,9 +107,14 @@ def read_file(db: sqlite3.Connection, job_id: str, *, most: int = MOST) -> File:
                 cancels.append(CancelRequested.model_validate_json(text))
     documents += [status.document_id for status in statuses if status.document_id is not None]
     documents += [each.letter.document_id for each in buried if each.letter.document_id is not None]
+    is_whole = max(len(statuses), len(buried)) < most
+    owner = None if is_whole else db.execute("SELECT tenant FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    if owner is not None:  # found by what came first, which was not read this time
+        statuses = [status for status in statuses if status.tenant == owner[0]]
+        buried = [each for each in buried if each.letter.tenant == owner[0]]
     evidence = Evidence(job_id, tuple(reversed(statuses)), tuple(reversed(buried)), result, indexed, submitted)
     evidence = replace(evidence, cancel=evidence.first_of(cancels)) if cancels else evidence
-    return File(evidence, documents[0] if documents else None, max(len(statuses), len(buried)) < most)
+    return File(evidence, documents[0] if documents else None, is_whole)
 
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
@@ -125,8 +130,9 @@ def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
 def change_of(db: sqlite3.Connection, file: File, told: Sequence[Told]) -> Change:
     """What is new, and how the job stands with it."""
     row = file.row
-    settled = file.ended and _is_settled(db, file.evidence, row.state)
-    return Change(row.job_id, told, row.state, ended=file.ended, settled=settled, updated_at=row.updated_at)
+    settled = file.ended and _is_settled(db, file.evidence.own(), row.state)
+    own = [each for each in told if each.tenant == row.tenant]
+    return Change(row.job_id, own, row.state, ended=file.ended, settled=settled, updated_at=row.updated_at)
 
 
 def _is_settled(db: sqlite3.Connection, evidence: Evidence, state: Standing) -> bool:

@@ -344,12 +344,13 @@ _STANDING = (
 )
 _LETTERS_FROM = "FROM letters l LEFT JOIN redriven USING (letter_id)"
 _LETTERS = f"SELECT l.event, redriven_us, l.topic, l.partition, l.offset {_LETTERS_FROM}"
-_STATUSES_TOLD = "SELECT written_ms, offset, event FROM statuses WHERE job_id = ? AND offset >= ? ORDER BY offset"
+_TELLING = "SELECT written_ms, offset, event, json_extract(CAST(event AS TEXT), '$.tenant')"
+_STATUSES_TOLD = f"{_TELLING} FROM statuses WHERE job_id = ? AND offset >= ? ORDER BY offset"
 _DELTAS_TOLD = (
-    "SELECT written_ms, offset, event FROM deltas WHERE job_id = ?1 AND offset >= ?2 AND call_id = "
+    f"{_TELLING} FROM deltas WHERE job_id = ?1 AND offset >= ?2 AND call_id = "  # noqa: S608  # our own names
     "(SELECT call_id FROM deltas WHERE job_id = ?1 ORDER BY offset DESC LIMIT 1) ORDER BY offset"
 )
-_RESULT_TOLD = "SELECT written_ms, offset, event FROM results WHERE job_id = ? AND offset >= ?"
+_RESULT_TOLD = f"{_TELLING} FROM results WHERE job_id = ? AND offset >= ?"
 
 
 def _letters_where(wanted: LetterFilter, *, include_redriven: bool) -> _Where:
@@ -392,7 +393,10 @@ def _told(db: sqlite3.Connection, job_id: str, after: Position) -> Iterator[Told
         ("result", _RESULT_TOLD, after.result),
     ]
     found = [
-        [(written_ms, Told(lane, offset, event)) for written_ms, offset, event in db.execute(query, (job_id, reached))]
+        [
+            (written_ms, Told(lane, offset, event, tenant))
+            for written_ms, offset, event, tenant in db.execute(query, (job_id, reached))
+        ]
         for lane, query, reached in lanes
     ]
     yield from (told for _, told in heapq.merge(*found, key=lambda each: each[0]))

@@ -52,6 +52,7 @@ class Told:
     lane: Lane
     offset: int
     data: bytes
+    tenant: str  # of the event: told to nobody else, whoever's the job is
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What a job's events say about it: pure, so that a command, a gateway and a test come to the same answer."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Self
 
 from schemas.callbacks import CallbackDeferred
 from schemas.cancellations import CancelRequested
@@ -96,6 +97,14 @@ class Evidence:
         heard = (self.result, self.indexed, self.submitted, *statuses, *letters)
         return next((each.tenant for each in heard if each is not None and each.tenant is not None), None)
 
+    def own(self) -> Self:
+        """Without what steps said to another tenant that sent something under this id."""
+        statuses = [each for each in self.statuses if each.tenant == self.tenant]
+        buried = [each for each in self.buried if each.letter.tenant == self.tenant]
+        if len(statuses) == len(self.statuses) and len(buried) == len(self.buried):
+            return self
+        return replace(self, statuses=tuple(statuses), buried=tuple(buried))
+
     def first_of(self, cancels: Iterable[CancelRequested]) -> CancelRequested | None:
         """The first wish to end the job that counts: one of its own tenant, as far as that is known."""
         own = [cancel for cancel in cancels if self.tenant in {cancel.tenant, None}]
@@ -169,7 +178,8 @@ def explain(
     Only clocks of flows are compared with each other; that of whoever redrives may be wrong. The order of the evidence
     does not matter.
     """
-    case = _Case(_known(evidence), now, max_redrives, silence)
+    evidence = _known(evidence)
+    case = _Case(evidence, now, max_redrives, silence)
     return Explanation(
         job_id=evidence.job_id,
         tenant=case.tenant,
@@ -186,7 +196,8 @@ def explain(
 
 def outline(evidence: Evidence) -> Outline:
     """The part of the explanation that does not depend on when it is asked for; `evidence` must be `known`."""
-    case = _Case(_known(evidence), _NEVER, MAX_REDRIVES, SILENCE)
+    evidence = _known(evidence)
+    case = _Case(evidence, _NEVER, MAX_REDRIVES, SILENCE)
     times = list(_times(evidence))
     return Outline(case.tenant, case.kind, case.standing, case.step, min(times), max(times))
 
@@ -194,7 +205,7 @@ def outline(evidence: Evidence) -> Outline:
 def _known(evidence: Evidence) -> Evidence:
     if not evidence.known:
         raise ValueError(f"job {evidence.job_id}: there is nothing to explain it by")
-    return evidence
+    return evidence.own()
 
 
 def _times(evidence: Evidence) -> Iterator[datetime]:

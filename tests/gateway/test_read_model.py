@@ -17,10 +17,11 @@ from gateway.told import Position
 from schemas.budgets import BudgetChanged
 from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter, DeadLetterRedriven
+from schemas.deltas import TextDelta
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.errors import Fatal
 from schemas.event import utc_now
-from schemas.explanation import Standing
+from schemas.explanation import Standing, explain
 from schemas.jobs import JobState
 from schemas.requests import RequestSubmitted
 from schemas.reviews import ReviewDecided, ReviewRequested
@@ -117,6 +118,37 @@ def test_a_job_belongs_to_whoever_sent_its_id_first(read_model: ReadModel) -> No
     assert row.tenant == "acme"
 
 
+def test_what_is_said_to_another_tenant_under_its_id_is_no_part_of_a_job(read_model: ReadModel) -> None:
+    """Two gateways may have accepted one id at the same moment; whoever's the job is not reads nothing of it."""
+    foreign = TextDelta(job_id="j", tenant="thief", call_id="t", number=0, text="stolen")
+    failed = letter("j", 1, seconds=10**9).model_copy(update={"tenant": "thief"})
+    read_model.apply([record(asked("j"), 0, at=t(0)), record(asked("j", tenant="thief"), 1, at=t(1))])
+    read_model.apply([record(status("j"), 0), record(delta("j", "c", 0), 0)])
+    said = read_model.apply([record(status("j", tenant="thief"), 1), record(foreign, 1), record(failed, 0)])
+    assert not [told for change in said for told in change.told]
+    (change,) = read_model.apply([record(delta("j", "c", 1), 2)])
+    assert [told.offset for told in change.told] == [2]
+    row, evidence, watched = read_model.job("j"), read_model.evidence("j"), read_model.watched("j", Position())
+    assert row is not None
+    assert evidence is not None
+    assert watched is not None
+    assert (row.tenant, row.state) == ("acme", Standing.RUNNING)
+    assert [(told.lane, told.offset) for told in watched.told] == [("status", 0), ("delta", 0), ("delta", 2)]
+    explained = explain(evidence, now=t(9))
+    assert explained.standing is Standing.RUNNING
+    assert [moment.what for moment in explained.timeline] == ["submitted", "running"]
+
+
+def test_an_answered_job_does_not_become_another_tenants(read_model: ReadModel) -> None:
+    read_model.apply(records(asked("j"), result("j")))
+    read_model.apply([record(result("j", text="Stolen.", tenant="thief"), 1)])
+    row, evidence = read_model.job("j"), read_model.evidence("j")
+    assert row is not None
+    assert evidence is not None
+    assert evidence.result is not None
+    assert (row.tenant, evidence.result.text) == ("acme", "Forty.")
+
+
 def test_a_cancel_counts_for_its_own_tenants_job_alone(read_model: ReadModel) -> None:
     read_model.apply(records(asked("a"), asked("b"), CancelRequested(job_id="a", tenant="acme")))
     read_model.apply([record(CancelRequested(job_id="b", tenant="other"), 1)])
@@ -168,7 +200,8 @@ def test_a_job_that_is_sent_again_and_again_costs_little_and_changes_no_hands(re
     assert (row.tenant, row.state) == ("acme", "dead_lettered")
     evidence = read_model.evidence("j")
     assert evidence is not None
-    assert (len(evidence.statuses), len(evidence.buried)) == (MOST, MOST)
+    assert {status.tenant for status in evidence.statuses} <= {"acme"}
+    assert len(evidence.buried) == MOST
     assert read_model.letters(LetterFilter(job_id="j")).total == 2000
 
 
