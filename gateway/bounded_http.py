@@ -1,7 +1,7 @@
 """HTTP/1.1 by httptools, whose parser keeps whatever comes before a body, however long it is: here it has a limit.
 
 Without it, one connection that sends an endless header fills the memory, and an endless URL keeps the event loop busy.
-A connection that sends nothing is closed.
+A connection that sends nothing is closed, and so is one that takes nothing of what it is sent.
 """
 
 import asyncio
@@ -14,6 +14,9 @@ MOST_BYTES = 65_536
 HEADERS_S = 30.0
 """For the first request's headers, on a new connection; further ones have uvicorn's keep-alive."""
 
+TAKES_S = 60.0
+"""For what a connection holds of an answer, some 64 kB, to be taken: whoever reads is far faster."""
+
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -23,6 +26,7 @@ class BoundedHttp(HttpToolsProtocol):
     _other_bytes = 0  # of the request that is being read: what is no body
     _body_bytes = 0
     _patience: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """As uvicorn's."""
@@ -32,7 +36,18 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
         self._relax()
+        self._unstall()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """As uvicorn's."""
+        self._stall = self.loop.call_later(TAKES_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """As uvicorn's."""
+        self._unstall()
+        super().resume_writing()
 
     def on_headers_complete(self) -> None:
         """As uvicorn's."""
@@ -43,6 +58,11 @@ class BoundedHttp(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+    def _unstall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def data_received(self, data: bytes) -> None:
         """Count, parse, judge."""

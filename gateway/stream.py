@@ -8,7 +8,7 @@ last, and told only if the job has ended.
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ GRACE_S = 2.0
 LONG_AGO_S = 60.0
 """A job that ended that long ago, by the clocks of flows, has nothing more to come; far above what clocks differ by."""
 APPEAR_S = 0.5
+_PIECE_BYTES = 16 * 1024
 _NORMAL, _RESTARTS, _TRY_LATER = 1000, 1012, 1013  # WebSocket close codes
 
 
@@ -118,10 +119,25 @@ def sse_response(read_model: ReadModel, hub: Hub, job_id: str, after: Position) 
     async def frames() -> AsyncIterator[bytes]:
         with suppress(StreamEnds):
             async for batch in told(read_model, hub, job_id, after):
-                yield b"".join([said.frame for said in batch]) if batch else b": keep-alive\n\n"
+                for written in _written(batch):
+                    yield written
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold it back
     return StreamingResponse(frames(), media_type="text/event-stream", headers=headers)
+
+
+def _written(batch: Sequence[Said]) -> Iterator[bytes]:
+    """The events as text, or a sign of life: in pieces, since a slow client's connection holds what is written."""
+    if not batch:
+        yield b": keep-alive\n\n"
+    piece = bytearray()
+    for said in batch:
+        piece += said.frame
+        if len(piece) >= _PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
 
 
 async def serve_websocket(websocket: WebSocket, read_model: ReadModel, hub: Hub, job_id: str, after: Position) -> None:
