@@ -1,5 +1,7 @@
 """Settings for commands: a bad one is a usage error, and options of the command override variables."""
 
+from collections.abc import Mapping
+
 import click
 
 from connectors.settings import Settings, load
@@ -15,10 +17,23 @@ def settings_for(**overrides: object) -> Settings:
 
 
 def bootstrap_of(settings: Settings) -> str:
-    """The brokers; exits 2 if none are named."""
+    """The brokers; exits 2 if none are named, or librdkafka knows no such options."""
     if settings.kafka_bootstrap is None:
         raise click.UsageError(
             "HEADRACE_KAFKA_BOOTSTRAP is missing: set it to host:port of a broker, or pass --bootstrap; "
             "`headrace up` starts an embedded one"
         )
+    if settings.kafka_options:
+        _check(settings.kafka_options)
     return settings.kafka_bootstrap
+
+
+def _check(options: Mapping[str, str]) -> None:
+    from confluent_kafka import KafkaException, Producer
+
+    from connectors.kafka.client import cause
+
+    try:
+        Producer({"log_level": 0, **options})  # without an address: it asks nobody
+    except KafkaException as error:
+        raise click.UsageError(f"HEADRACE_KAFKA_OPTIONS: {cause(error).str()}") from error

@@ -13,11 +13,11 @@ import click
 import structlog
 import uvicorn
 import uvloop
-from prometheus_client import start_http_server
 
 import flows
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
+from cli.metrics import serve_metrics
 from cli.objects import object_store
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.positions import GroupPositions
@@ -69,8 +69,7 @@ def gateway(host: str | None, port: int | None, bootstrap: str | None, *, until_
         )
     bootstrap_of(settings)
     listening = _listen(settings.gateway_host, settings.gateway_port)
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port)
+    serve_metrics(settings)
     uvloop.run(
         _serve(
             settings,

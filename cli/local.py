@@ -131,6 +131,7 @@ class LocalStack:
             gateway: _Child | None = None
             if self._gateway_port is not None:  # beside the flows, which take long to start
                 arguments = ("gateway", "--host", "127.0.0.1", "--port", str(self._gateway_port))
+                environment = {name: value for name, value in environment.items() if name != f"{PREFIX}METRICS_PORT"}
                 gateway = self._start(stack, "the gateway", arguments, environment, self._data_dir / "gateway.log")
                 self.gateway_url = gateway.first_line().removeprefix("gateway: ")
             flows.first_line()

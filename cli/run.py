@@ -14,10 +14,10 @@ import structlog
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 from bytewax.visualize import to_mermaid
-from prometheus_client import start_http_server
 
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
+from cli.metrics import serve_metrics
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.cancellations import Cancellations
 from connectors.event_loop import EventLoop
@@ -53,8 +53,7 @@ def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_std
             click.echo(to_mermaid(sketch(name)))
         return
     configure_logs(settings.log_level)
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port)
+    serve_metrics(settings)
     ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     stop = Stop()
     if until_stdin_closes:

@@ -144,6 +144,22 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     assert line.startswith(f"headrace: the gateway cannot listen at 127.0.0.1:{port}: Address already in use")
 
 
+def test_a_metrics_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:  # noqa: S104  # as the metrics do
+        port = str(taken.getsockname()[1])
+        done = run("--port", "0", HEADRACE_DATA_DIR=str(tmp_path), HEADRACE_METRICS_PORT=port)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"headrace: HEADRACE_METRICS_PORT={port}: Address already in use; each process needs a port of its own"
+    ]
+
+
+def test_an_option_that_librdkafka_does_not_know_is_one_line(tmp_path: Path) -> None:
+    done = run("--port", "0", HEADRACE_DATA_DIR=str(tmp_path), HEADRACE_KAFKA_OPTIONS='{"no.such": "1"}')
+    assert done.returncode == 2
+    assert 'HEADRACE_KAFKA_OPTIONS: No such configuration property: "no.such"' in done.stderr.splitlines()[-1]
+
+
 def test_two_gateways_with_one_file_are_told_apart(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     with RunningGateway(kafka.bootstrap, tmp_path):
         done = run("--port", "0", HEADRACE_DATA_DIR=str(tmp_path))
