@@ -97,12 +97,23 @@ class Projection:
                 self._follow()
             except _ReplacedError as error:
                 log.warning("the read model is made anew", reason=str(error))
-                self._read_model.clear()
-                self._hub.send_away()
+                self._make_anew()
             except Exception:
                 self._failing = True
+                if self._read_model.is_damaged:
+                    log.exception("the read model is damaged; it is made anew")
+                    self._make_anew()
+                    continue
                 log.exception("the read model stands still; trying again", again_s=_AGAIN_S)
                 self._stop.wait(_AGAIN_S)
+
+    def _make_anew(self) -> None:
+        try:
+            self._read_model.clear()
+        except Exception:
+            log.exception("the read model cannot be made anew; trying again", again_s=_AGAIN_S)
+            self._stop.wait(_AGAIN_S)
+        self._hub.send_away()
 
     def _follow(self) -> None:
         following = _Following(self._bootstrap, self._options, self._read_model)
@@ -111,6 +122,8 @@ class Projection:
         try:
             while not self._stop.is_set():
                 self._hub.publish(self._read_model.apply(following.records()))
+                if self._read_model.is_damaged:
+                    raise _ReplacedError("its file is damaged")
                 self._failing = False
                 if following.caught_up and time.monotonic() >= prune_at:
                     self._read_model.prune(utc_now())

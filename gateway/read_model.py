@@ -126,10 +126,15 @@ class ReadModel:
 
     def clear(self) -> None:
         """Forget everything, so that it is made anew from the topics."""
-        self._file.clear()
+        self._file.remake()
         self._noted.clear()
         self._positions = {}
         self._sources = {}
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the file cannot be read any more, as after a fault of its disk."""
+        return self._file.is_damaged
 
     def prune(self, now: datetime) -> None:
         """Drop rows that are older than their topic's retention, and deltas beyond MOST_DELTAS."""

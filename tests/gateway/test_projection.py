@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from connectors.kafka.topics import TopicSpec, create_topics
 from gateway.hub import Hub
 from gateway.projection import Projection
 from gateway.read_model import JobRow, ReadModel
+from schemas.errors import Unavailable
 from schemas.event import Event
 from schemas.jobs import JobState
 from tests.gateway.records import result, status
@@ -91,6 +92,28 @@ def test_a_lost_file_is_made_anew(broker: EmbeddedKafka, tmp_path: Path) -> None
     with projected(broker.bootstrap, tmp_path / "x.sqlite") as (read_model, projection):
         wait_for("the end of the topics", lambda: projection.caught_up and completed(read_model) == 1)
         assert everything(read_model) == before
+
+
+def test_a_file_that_is_damaged_while_it_is_used_is_made_anew(broker: EmbeddedKafka, tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    publish(broker.bootstrap, [event for number in range(300) for event in story(f"j-{number}")])
+    with projected(broker.bootstrap, path) as (read_model, _):
+        wait_for("the jobs", lambda: completed(read_model) == 300)
+        before = everything(read_model)
+    whole = path.read_bytes()
+    pages = range(100, len(whole) // 4096)  # the first ones are read at the start
+    path.write_bytes(whole[: pages.start * 4096] + b"x" * (4096 * len(pages)))
+
+    def is_whole_again() -> bool:
+        with suppress(Unavailable):
+            return everything(read_model) == before
+        return False
+
+    with projected(broker.bootstrap, path) as (read_model, projection):
+        wait_for("all of it", is_whole_again)
+        assert projection.healthy
+    with closing(ReadModel(path)) as reopened:
+        assert everything(reopened) == before
 
 
 def test_another_broker_is_read_from_its_beginning(tmp_path: Path) -> None:
