@@ -110,7 +110,11 @@ class _Gateway:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
     def __exit__(self, *_: object) -> None:
-        _end(self._process)
+        self._process.terminate()
+        try:
+            self._process.wait(_START_S)
+        finally:
+            _kill(self._process)
 
 
 def _line(process: "subprocess.Popen[str]") -> str:
@@ -118,14 +122,11 @@ def _line(process: "subprocess.Popen[str]") -> str:
     return "" if out is None else out.readline()
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    process.terminate()
-    try:
-        process.wait(_START_S)
-    finally:
-        process.kill()
-        if process.stdout is not None:
-            process.stdout.close()
+def _kill(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 @contextmanager
@@ -137,7 +138,7 @@ def _serving(*arguments: str) -> Iterator[str]:
     try:
         yield json.loads(_line(process))["url"]
     finally:
-        _end(process)
+        _kill(process)
 
 
 @contextmanager
@@ -152,7 +153,7 @@ def _loading(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
     try:
         yield process
     finally:
-        _end(process)
+        _kill(process)
 
 
 def _posted(*arguments: object) -> Posted:

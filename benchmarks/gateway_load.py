@@ -99,8 +99,8 @@ async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
         completed += watch.state == "completed"
         errors += watch.state != "completed"
 
-    errors += await _all([ask(number) for number in range(count)], timeout_s)
-    return _posted(latencies_s, errors, completed=completed, took_s=time.monotonic() - began)
+    failed = await _all([ask(number) for number in range(count)], timeout_s)
+    return _posted(latencies_s, errors + failed, completed=completed, took_s=time.monotonic() - began)
 
 
 async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
@@ -116,6 +116,9 @@ async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await connection.ask(message(at, "POST", "/answer", {}, body))
+        except TimeoutError:
+            errors += 1
+            return
         finally:
             connection.close()
         if answer.status == OK:
@@ -123,9 +126,9 @@ async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
         else:
             errors += 1
 
-    errors += await _all([ask(number) for number in range(count)], timeout_s + 5.0)
+    failed = await _all([ask(number) for number in range(count)], timeout_s + 5.0)
     took_s = time.monotonic() - began
-    return _posted(latencies_s, errors, completed=len(latencies_s), took_s=took_s)
+    return _posted(latencies_s, errors + failed, completed=len(latencies_s), took_s=took_s)
 
 
 async def _all(clients: Sequence[Coroutine[object, object, None]], timeout_s: float) -> int:
