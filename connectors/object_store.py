@@ -11,9 +11,11 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Collection
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
@@ -102,6 +104,36 @@ class ObjectStore:
             return await asyncio.to_thread(_write_file, self._base_directory / key, data)
         return await asyncio.to_thread(_write_remote, f"{self._base_url}/{key}", data)
 
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator["ObjectWriter"]:
+        """Write an object piece by piece; it is there once `finish` has named it, and leaves nothing behind otherwise.
+
+        A remote store gets it from a local temporary file, so that what is given up half-way never is in the store.
+
+        Raises:
+            Retryable: the disk is full, or the store is out of reach.
+            Fatal: it refuses us, or is not there.
+        """
+        writer = await asyncio.to_thread(ObjectWriter, self._base_url, self._base_directory)
+        try:
+            yield writer
+        finally:
+            writer.discard()
+
+    def key_of(self, uri: str) -> str | None:
+        """The key of the object that `uri` names, if it lies in this store, as claim checks and uploads do."""
+        try:
+            if _protocol(uri) in _FILE_PROTOCOLS:
+                if self._base_directory is None:
+                    return None
+                path = _resolve(uri, shown_uri(uri))
+                if not path.is_relative_to(self._base_directory):
+                    return None
+                return path.relative_to(self._base_directory).as_posix()
+        except Poison:  # which whoever reads it will say
+            return None
+        return uri.removeprefix(f"{self._base_url}/") if uri.startswith(f"{self._base_url}/") else None
+
     def _read_file(self, uri: str, max_bytes: int) -> bytes:
         shown = shown_uri(uri)
         path = _resolve(uri, shown)
@@ -162,6 +194,69 @@ class ObjectStore:
         raise Poison(
             f"{shown}: protocol {protocol} is not among those that may be read; HEADRACE_STORE_PROTOCOLS lists them"
         )
+
+
+class ObjectWriter:
+    """An object that is being written; made by `ObjectStore.writing`."""
+
+    def __init__(self, base_url: str, base_directory: Path | None) -> None:
+        self._base_url = base_url
+        self._base_directory = base_directory
+        self._file: BinaryIO
+        try:
+            if base_directory is None:
+                descriptor, name = tempfile.mkstemp()
+                self._path = Path(name)
+                self._file = os.fdopen(descriptor, "wb")
+            else:  # with the rights that whoever reads the store needs
+                base_directory.mkdir(parents=True, exist_ok=True)
+                self._path = base_directory / f".{uuid4().hex}.tmp"
+                self._file = self._path.open("xb")
+        except OSError as error:
+            _raise_unwritable(error, shown_uri(base_url))
+
+    async def write(self, data: bytes) -> None:
+        """Append."""
+        await asyncio.to_thread(self._write, data)
+
+    async def finish(self, key: str) -> str:
+        """Make it the object of that key, as `ObjectStore.write` does, and return its URI."""
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"object key {key!r}: letters, digits and ._- in parts divided by /")
+        return await asyncio.to_thread(self._finish, key)
+
+    def discard(self) -> None:
+        """Leave nothing behind but what was finished."""
+        with suppress(OSError):  # of a full disk, which has been told by now
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            _raise_unwritable(error, shown_uri(self._base_url))
+
+    def _finish(self, key: str) -> str:
+        uri = f"{self._base_url}/{key}" if self._base_directory is None else file_uri(self._base_directory / key)
+        try:
+            self._file.flush()
+            if self._base_directory is not None:
+                self._keep(self._base_directory, self._base_directory / key)
+        except OSError as error:
+            _raise_unwritable(error, shown_uri(uri))
+        if self._base_directory is None:
+            _remotely(uri, lambda filesystem: filesystem.put_file(str(self._path), uri))
+        return uri
+
+    def _keep(self, base: Path, path: Path) -> None:
+        os.fsync(self._file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.replace(path)
+        for directory in path.parents:  # each may be new
+            _sync_directory(directory)
+            if directory == base:
+                return
 
 
 def _protocol(uri: str) -> str:
@@ -278,8 +373,14 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _write_remote(uri: str, data: bytes) -> str:
+    _remotely(uri, lambda filesystem: filesystem.pipe_file(uri, data))
+    return uri
+
+
+def _remotely(uri: str, write: Callable[[Any], object]) -> None:
+    """Write with what fsspec has for the protocol of `uri`."""
     try:
-        fsspec.filesystem(_protocol(uri)).pipe_file(uri, data)
+        write(fsspec.filesystem(_protocol(uri)))
     except OSError as error:
         _raise_unknown(error)
         if isinstance(error, FileNotFoundError):
@@ -294,7 +395,6 @@ def _write_remote(uri: str, data: bytes) -> str:
                 f"{shown_uri(uri)} is no address of an object; HEADRACE_OBJECT_STORE names where to write"
             ) from error
         raise Retryable(f"{shown_uri(uri)} cannot be written now: {type(error).__name__}: {error}") from error
-    return uri
 
 
 def _raise_unwritable(error: OSError, shown: str) -> NoReturn:

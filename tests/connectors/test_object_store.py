@@ -338,3 +338,60 @@ def test_what_is_shown_of_a_uri_names_the_document_and_holds_no_secret(uri: str,
 def test_unknown_protocol_in_the_configuration_is_fatal(protocol: str) -> None:
     with pytest.raises(Fatal, match=protocol):
         ObjectStore(protocols=(protocol,))
+
+
+def written(store: ObjectStore, key: str, *parts: bytes) -> str:
+    async def write() -> str:
+        async with store.writing() as writer:
+            for part in parts:
+                await writer.write(part)
+            return await writer.finish(key)
+
+    return asyncio.run(write())
+
+
+def test_object_written_in_parts_is_read_as_a_whole(store: ObjectStore) -> None:
+    uri = written(store, "uploads/acme/a.txt", b"one ", b"", b"two")
+    assert read(store, uri) == b"one two"
+    assert written(store, "uploads/acme/a.txt", b"three") == uri
+    assert read(store, uri) == b"three"
+
+
+def test_object_that_is_not_finished_leaves_nothing_behind(store: ObjectStore, tmp_path: Path) -> None:
+    async def give_up() -> None:
+        async with store.writing() as writer:
+            await writer.write(b"half of it")
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+    assert list((tmp_path / "objects").iterdir()) == []
+
+
+def test_object_written_in_parts_to_a_remote_store_appears_when_it_is_finished() -> None:
+    store = ObjectStore("memory://bucket/base")
+    uri = written(store, "uploads/acme/a.txt", b"one ", b"two")
+    assert uri == "memory://bucket/base/uploads/acme/a.txt"
+    assert read(store, uri) == b"one two"
+
+
+@pytest.mark.parametrize("key", ["../a", ".a", "a//b", ""])
+def test_object_written_in_parts_stays_below_the_base(store: ObjectStore, key: str) -> None:
+    with pytest.raises(ValueError, match="object key"):
+        written(store, key, b"x")
+
+
+def test_a_base_that_cannot_be_written_is_fatal_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fatal, match="HEADRACE_OBJECT_STORE"):
+        written(ObjectStore(str(tmp_path / "file")), "a", b"x")
+
+
+def test_objects_of_the_store_itself_are_known_however_they_are_named(store: ObjectStore, tmp_path: Path) -> None:
+    uri = write(store, "claims/a", b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "objects")
+    for name in (uri, str(tmp_path / "root/../objects/claims/a"), f"file://{tmp_path}/link/claims/%61"):
+        assert store.key_of(name) == "claims/a"
+    for name in (f"file://{tmp_path}/root/a", "memory://bucket/a", "https://example.org/a", "file://elsewhere/a"):
+        assert store.key_of(name) is None
+    assert ObjectStore("memory://bucket/base").key_of("memory://bucket/base/a/b") == "a/b"

@@ -127,6 +127,17 @@ def test_claim_check_is_read_back_by_its_uri_and_may_be_written_again(store: Obj
         assert read(store, uri) == data
 
 
+def test_object_written_in_parts_is_read_back_as_a_whole(bucket: Bucket, store: ObjectStore) -> None:
+    async def written() -> str:
+        async with store.writing() as writer:
+            await writer.write(b"one ")
+            await writer.write(b"two")
+            assert bucket.filesystem.find("docs/claims/uploads") == []
+            return await writer.finish("uploads/acme/a.txt")
+
+    assert read(store, asyncio.run(written())) == b"one two"
+
+
 def test_base_alone_opens_no_other_object_of_its_bucket(bucket: Bucket) -> None:
     bucket.put("secret", b"secret")
     store = ObjectStore("s3://docs/claims")
