@@ -109,6 +109,12 @@ class _Gateway:
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of a core that it has used: what a figure costs, on a machine that others use as well."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
@@ -177,11 +183,14 @@ def _post(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
     """POSTs, one after the other on each of some connections."""
     with _Gateway(bootstrap, directory) as gateway:
         options = ("--connections", plan.post_connections, "--seconds", plan.post_s)
+        began_s = gateway.cpu_s
         posted = _posted("submitting", gateway.url, gateway.key, *options)
+        cpu_s = gateway.cpu_s - began_s
     return {
         "post_s": round(posted.per_s),
         "post_p50_ms": round(posted.p50_ms, 1),
         "post_p99_ms": round(posted.p99_ms, 1),
+        "post_cpu_ms": round(cpu_s / posted.asked * 1000, 3),
         "post_errors": posted.errors,
         "post_connections": plan.post_connections,
     }
@@ -198,8 +207,10 @@ def _streams(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
         with _loading("watching", gateway.url, gateway.key, *options) as load:
             opened = json.loads(_line(load))["open"]
             kb_per_stream = (gateway.rss_kb - before_kb) / opened
+            began_s = gateway.cpu_s
             deltas_s = _write_answers(plan, bootstrap, job_ids)
             told = Streamed(**json.loads(_line(load)))
+            cpu_s = gateway.cpu_s - began_s
     return {
         "sse_streams": opened,
         "sse_deltas_s": round(deltas_s),
@@ -210,6 +221,7 @@ def _streams(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
         "sse_lost": told.lost,
         "sse_repeated": told.repeated,
         "sse_resumed": told.resumed,
+        "sse_cpu_us": round(cpu_s / told.events * 1e6),
         "sse_kb_per_stream": round(kb_per_stream, 1),
     }
 

@@ -24,7 +24,7 @@ _PATIENCE_S = 60.0  # until the streams are open
 class Posted:
     """What a burst or a run of POSTs came to."""
 
-    accepted: int
+    asked: int  # the warm-up included
     errors: int
     per_s: float
     p50_ms: float
@@ -59,10 +59,10 @@ async def _submitting(client: Client, connections: int, seconds: float) -> Poste
     began = time.monotonic()
     counted_from, until = began + _WARM_UP_S, began + _WARM_UP_S + seconds
     latencies_s: list[float] = []
-    errors = 0
+    asked = errors = 0
 
     async def submit(first: int) -> None:
-        nonlocal errors
+        nonlocal asked, errors
         connection = await Connection.open(client.at)
         number = first
         while (sent := time.monotonic()) < until:
@@ -72,10 +72,11 @@ async def _submitting(client: Client, connections: int, seconds: float) -> Poste
             elif sent >= counted_from:
                 latencies_s.append(time.monotonic() - sent)
             number += connections
+            asked += 1
         connection.close()
 
     await asyncio.gather(*(submit(first) for first in range(connections)))
-    return _posted(latencies_s, errors, per_s=len(latencies_s) / (time.monotonic() - counted_from))
+    return _posted(latencies_s, asked, errors, per_s=len(latencies_s) / (time.monotonic() - counted_from))
 
 
 async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
@@ -100,7 +101,7 @@ async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
         errors += watch.state != "completed"
 
     failed = await _all([ask(number) for number in range(count)], timeout_s)
-    return _posted(latencies_s, errors + failed, completed=completed, took_s=time.monotonic() - began)
+    return _posted(latencies_s, count, errors + failed, completed=completed, took_s=time.monotonic() - began)
 
 
 async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
@@ -128,7 +129,7 @@ async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
 
     failed = await _all([ask(number) for number in range(count)], timeout_s + 5.0)
     took_s = time.monotonic() - began
-    return _posted(latencies_s, errors + failed, completed=len(latencies_s), took_s=took_s)
+    return _posted(latencies_s, count, errors + failed, completed=len(latencies_s), took_s=took_s)
 
 
 async def _all(clients: Sequence[Coroutine[object, object, None]], timeout_s: float) -> int:
@@ -177,11 +178,17 @@ async def _watching(client: Client, job_ids: Sequence[str], leave_at: int, timeo
 
 
 def _posted(
-    latencies_s: Sequence[float], errors: int, *, per_s: float = 0.0, completed: int = 0, took_s: float = 0.0
+    latencies_s: Sequence[float],
+    asked: int,
+    errors: int,
+    *,
+    per_s: float = 0.0,
+    completed: int = 0,
+    took_s: float = 0.0,
 ) -> Posted:
     latencies_ms = sorted(latency_s * 1000 for latency_s in latencies_s)
     p50_ms, p99_ms, max_ms = (percentile(latencies_ms, share) for share in (50, 99, 100))
-    return Posted(len(latencies_s), errors, per_s, p50_ms, p99_ms, max_ms, completed, took_s)
+    return Posted(asked, errors, per_s, p50_ms, p99_ms, max_ms, completed, took_s)
 
 
 def _say(figures: dict[str, object]) -> None:

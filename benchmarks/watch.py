@@ -101,7 +101,7 @@ class Watch:
             fields = dict(line.partition(b": ")[::2] for line in event.split(b"\n"))
             self._told(fields[b"event"], json.loads(fields[b"data"]))
             self._last_id = fields.get(b"id", b"").decode() or self._last_id
-            if self._next - 1 == self._leave_at and self._connection is not None:
+            if 0 <= self._leave_at == self._next - 1 and self._connection is not None:
                 self._leave_at, self._left = -1, True  # what else had come is lost with the connection
                 self._connection.close()
                 return
