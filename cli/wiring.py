@@ -32,7 +32,6 @@ from connectors.settings import Settings
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.vector_index.port import VectorIndex
 from flows import answer, embed, extract, index, ingest, notifications, search, usage
-from operators.account import Prices
 from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
 from operators.extract import ExtractPolicy
@@ -42,6 +41,7 @@ from operators.paid_once import AmbiguityPolicy
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
 from schemas.event import Event
+from schemas.prices import Prices
 from schemas.topics import topic_of
 
 FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications")

@@ -11,19 +11,18 @@ window over its limit, in whatever order requests, settlements, repeats, changes
   was reserved needs no reservation: an admission is one message's (`operators.budget`), so this is its replay.
 * The clock never goes back: a step backwards stops it until the former time has come again.
 
-Pure: no bytewax, no clock of its own. Money is counted in 10^-12 of the currency, so that sums are exact.
+Pure: no bytewax, no clock of its own. Money is counted as `schemas.prices` says.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from math import floor
 
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from schemas.budgets import MAX_WINDOW_S, Budget, WindowLimit, resolution_s
 from schemas.errors import Fatal
+from schemas.prices import MONEY_UNITS
 
-MONEY_UNITS = 10**12  # of one unit of the currency
 SETTLED = DedupPolicy(remember_s=2 * 24 * 3600.0, bucket_ids=4096)
 """Of the settlements of a tenant that are remembered: more than a replay of seconds repeats. One that is forgotten and
 then repeated counts again, on the safe side."""
@@ -46,28 +45,6 @@ class Cost:
 
     tokens: int
     money: int = 0  # in 10^-12
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Price per million prompt and completion tokens, by model; `*` for all others."""
-
-    by_model: Mapping[str, tuple[Decimal, Decimal]]
-
-    def money(self, model: str | None, prompt_tokens: int, completion_tokens: int) -> int:
-        """In 10^-12. A model that is not listed, or not known yet, costs what the dearest would."""
-        if not self.by_model:
-            return 0
-        price = self.by_model.get(model or "", self.by_model.get("*"))
-        listed = self.by_model.values() if price is None or model is None else (price,)
-        return max(
-            _units(prompt) * prompt_tokens + _units(completion) * completion_tokens for prompt, completion in listed
-        )
-
-
-def _units(price: Decimal) -> int:
-    """Per token, of a price per million tokens with six decimals at most."""
-    return int(price * (MONEY_UNITS // 10**6))
 
 
 @dataclass(frozen=True)

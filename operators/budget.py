@@ -28,7 +28,7 @@ from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.kafka.record import OutgoingRecord, Record, outgoing
-from operators.account import Account, AccountSnapshot, Cost, Over, Prices
+from operators.account import Account, AccountSnapshot, Cost, Over
 from operators.envelope import Envelope, Job
 from operators.offload import DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
@@ -37,6 +37,7 @@ from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused
 from schemas.event import at_unix, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
+from schemas.prices import Prices
 from schemas.usage import TokensUsed
 
 X = TypeVar("X")

@@ -20,7 +20,7 @@ from bytewax.operators import KeyedStream
 from connectors.ledger.port import Ledger, Usage
 from connectors.llm.port import LLM, Completion, Message, OfferedTool, Passage, Prompt, WantedTool
 from connectors.vector_index.port import Hit
-from operators.account import Cost, Prices
+from operators.account import Cost
 from operators.budget import Charge
 from operators.envelope import Envelope
 from operators.offload import OffloadPolicy, offload
@@ -31,6 +31,7 @@ from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter, redrives
 from schemas.errors import Bill, Poison, Retryable
 from schemas.event import derive_id, utc_now
+from schemas.prices import Prices
 from schemas.requests import ChatMessage, RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
 from schemas.tools import ToolRequested

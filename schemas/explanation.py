@@ -13,6 +13,10 @@ SILENCE = timedelta(minutes=15)
 """An inference has a few attempts of 120 s: a job that says nothing for longer is stuck, or no flow runs."""
 
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+"""For a case that is not asked whether it has been silent."""
+
+
 class Standing(StrEnum):
     """Where a job stands, for whoever asks; finer than a status, since it knows of submissions and redrives."""
 
@@ -56,6 +60,7 @@ class Submission:
 
     topic: str
     at: datetime
+    tenant: str = "default"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,18 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What a list of jobs says about one: the same as its explanation, for a fraction of the work."""
+
+    tenant: str
+    kind: str  # `request` or `document`
+    standing: Standing
+    step: str  # that was heard of last; empty before the first
+    first_at: datetime
+    last_at: datetime
+
+
+@dataclass(frozen=True)
 class Explanation:
     """A job's timeline, and the five questions about it."""
 
@@ -124,9 +141,7 @@ def explain(
     steps said after the last redriven dead letter. Only clocks of flows are compared with each other; that of whoever
     redrives may be wrong. The order of the evidence does not matter.
     """
-    if not evidence.known:
-        raise ValueError(f"job {evidence.job_id}: there is nothing to explain it by")
-    case = _Case(evidence, now, max_redrives, silence)
+    case = _Case(_known(evidence), now, max_redrives, silence)
     return Explanation(
         job_id=evidence.job_id,
         tenant=case.tenant,
@@ -139,6 +154,34 @@ def explain(
         user_sees=case.user_sees(),
         timeline=timeline(evidence),
     )
+
+
+def outline(evidence: Evidence) -> Outline:
+    """The part of the explanation that does not depend on when it is asked for; `evidence` must be `known`."""
+    case = _Case(_known(evidence), _NEVER, MAX_REDRIVES, SILENCE)
+    times = list(_times(evidence))
+    return Outline(case.tenant, case.kind, case.standing, case.step, min(times), max(times))
+
+
+def _known(evidence: Evidence) -> Evidence:
+    if not evidence.known:
+        raise ValueError(f"job {evidence.job_id}: there is nothing to explain it by")
+    return evidence
+
+
+def _times(evidence: Evidence) -> Iterator[datetime]:
+    """When each moment of the timeline was."""
+    if evidence.submitted is not None:
+        yield evidence.submitted.at
+    yield from (status.occurred_at for status in evidence.statuses)
+    for each in evidence.buried:
+        yield each.letter.failed_at
+        if each.redriven_at is not None:
+            yield each.redriven_at
+    if evidence.result is not None:
+        yield evidence.result.completed_at
+    if evidence.indexed is not None:
+        yield evidence.indexed.at
 
 
 def timeline(evidence: Evidence) -> tuple[Moment, ...]:
@@ -235,10 +278,10 @@ class _Case:
 
     @property
     def tenant(self) -> str:
-        events = (*self.statuses, *(each.letter for each in self.buried))
-        if self.evidence.result is not None:
-            return self.evidence.result.tenant
-        return events[-1].tenant if events else "default"
+        """Who was served, or came first: another tenant's message under the job's id does not make it theirs."""
+        letters = [each.letter for each in (*self.ending, *self.buried)]
+        heard = (self.evidence.result, self.evidence.submitted, *self.statuses, *letters)
+        return next((each.tenant for each in heard if each is not None), "default")
 
     @property
     def kind(self) -> str:
@@ -250,6 +293,13 @@ class _Case:
         about_documents = any(topic.startswith("documents.") for topic in topics)
         named = any(status.document_id is not None for status in self.statuses)
         return "document" if self.evidence.indexed is not None or about_documents or named else "request"
+
+    @property
+    def step(self) -> str:
+        """Whoever was heard of last."""
+        said = [(status.occurred_at, status.step) for status in self.statuses[-1:]]
+        said += [(each.letter.failed_at, each.letter.step) for each in self.ending[-1:]]
+        return max(said)[1] if said else ""
 
     def _last_end(self) -> tuple[str, str]:
         """Step and reason of the dead end that decides."""

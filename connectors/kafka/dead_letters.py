@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.reader import TopicReader
-from connectors.kafka.record import OutgoingRecord, RepeatedRecord
+from connectors.kafka.record import OutgoingRecord, Record, RepeatedRecord
 from connectors.kafka.stop import Stop
 from schemas.dead_letter import MAX_REDRIVES, PRODUCED_HEADER, REDRIVE_HEADER, DeadLetter, DeadLetterRedriven
 from schemas.errors import Fatal, HeadraceError
@@ -39,6 +39,15 @@ _ID_CHARS = 36
 _MARKERS = topic_of(DeadLetterRedriven).name
 
 ErrorClass = Literal["retryable", "poison"]
+
+
+@dataclass(frozen=True)
+class LetterPlace:
+    """Where a dead letter's own record is."""
+
+    topic: str  # `requests.submitted.dlq`
+    partition: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class RedrivePlan:
     capped: tuple[str, ...]  # redriven too often already
     without_message: tuple[str, ...]  # too large for their letters: nothing is there to be produced
     unreadable: int
+    at: LetterPlace | None = None  # nothing else need be read
 
 
 @dataclass
@@ -185,11 +195,15 @@ class DeadLetters:
         shown = tuple(letter for _, _, letter in sorted(newest, key=lambda each: each[:2]))
         return Listing(shown, classes.total(), dict(classes), dict(steps), reading.unreadable)
 
-    def find(self, letter_id: str) -> FoundLetter:
-        """The letter with this id, or the one whose id begins so. Raises Fatal if there is none, or more than one."""
+    def find(self, letter_id: str, *, at: LetterPlace | None = None) -> FoundLetter:
+        """The letter with this id, or the one whose id begins so. Raises Fatal if there is none, or more than one.
+
+        at: where it is, if that is known. Then nothing is searched: in milliseconds, not in seconds per 10,000 letters.
+        """
         found: dict[str, DeadLetter] = {}
         with self._reader() as reader:
-            for letter, its_id in self._letters(reader, self._topics(reader, None), _Reading()):
+            topics = self._topics(reader, None)
+            for letter, its_id in self._letters(reader, topics, _Reading(), at=at):
                 if its_id.startswith(letter_id):
                     found[its_id] = letter
                     _refuse_ambiguous(letter_id, found)
@@ -198,14 +212,23 @@ class DeadLetters:
             if not found:
                 raise _unknown(letter_id, self._bootstrap)
             ((its_id, letter),) = found.items()
-            return FoundLetter(letter, _markers(reader).get(its_id))
+            return FoundLetter(letter, _markers(reader, its_id).get(its_id))
 
-    def plan(self, wanted: LetterFilter, ids: Sequence[str] = (), *, max_redrives: int = MAX_REDRIVES) -> RedrivePlan:
+    def plan(
+        self,
+        wanted: LetterFilter,
+        ids: Sequence[str] = (),
+        *,
+        max_redrives: int = MAX_REDRIVES,
+        at: LetterPlace | None = None,
+    ) -> RedrivePlan:
         """Decide what to redrive, writing nothing: letters with these ids or beginnings of ids, else those that match.
 
         Left out are: letters redriven before; letters without their message, which was too large for them; letters that
         say they are not retryable, unless `ids` or the filter's `error_class` name them; messages that were redriven
         `max_redrives` times. Raises Fatal if an id is unknown or ambiguous, and if a topic that is needed is missing.
+
+        at: where the one letter of `ids` is, if that is known; then nothing is searched, here and by redrive().
         """
         tally, reading = _Tally(), _Reading()
         found: dict[str, set[str]] = {prefix: set() for prefix in ids}
@@ -214,9 +237,9 @@ class DeadLetters:
         with self._reader() as reader:
             if not reader.exists(_MARKERS):
                 raise Fatal(f"topic {_MARKERS} is missing at {self._bootstrap}; create it: headrace topics create")
-            redriven = _markers(reader)
+            redriven = _markers(reader, None if at is None else ids[0])
             topics = self._topics(reader, wanted.topic)
-            for letter, letter_id in self._letters(reader, topics, reading, wanted.job_id):
+            for letter, letter_id in self._letters(reader, topics, reading, wanted.job_id, at=at):
                 named = [prefix for prefix in found if letter_id.startswith(prefix)]
                 for prefix in named:
                     found[prefix].add(letter_id)
@@ -244,6 +267,7 @@ class DeadLetters:
             tuple(tally.capped),
             tuple(tally.without_message),
             reading.unreadable,
+            at,
         )
 
     def redrive(
@@ -276,7 +300,7 @@ class DeadLetters:
         try:
             with self._reader() as reader:
                 try:
-                    for letter, letter_id in self._letters(reader, plan.topics, _Reading()):
+                    for letter, letter_id in self._letters(reader, plan.topics, _Reading(), at=plan.at):
                         if letter_id not in left:
                             continue
                         if not pace.wait():
@@ -312,12 +336,17 @@ class DeadLetters:
 
     @staticmethod
     def _letters(
-        reader: TopicReader, topics: Sequence[str], reading: _Reading, job_id: str | None = None
+        reader: TopicReader,
+        topics: Sequence[str],
+        reading: _Reading,
+        job_id: str | None = None,
+        *,
+        at: LetterPlace | None = None,
     ) -> Iterator[tuple[DeadLetter, str]]:
-        """Each letter once, with its id. `job_id` spares the decoding of letters of other jobs."""
+        """Each letter once, with its id. `job_id` spares the decoding of letters of other jobs, `at` all reading."""
         seen: set[str] = set()
         needle = needle_of(job_id)
-        for record in reader.records(topics):
+        for record in reader.records(topics) if at is None else _record_at(reader, at):
             if needle not in (record.value or b""):
                 continue
             try:
@@ -331,6 +360,12 @@ class DeadLetters:
                 yield letter, letter_id
 
 
+def _record_at(reader: TopicReader, place: LetterPlace) -> Iterator[Record]:
+    record = reader.record_at(place.topic, place.partition, place.offset)
+    if record is not None:
+        yield record
+
+
 def needle_of(job_id: str | None) -> bytes:
     """Bytes that are in the JSON of every event of a job, if that is certain; else none, which are in any."""
     if job_id is None or not job_id.isascii() or '"' in job_id or "\\" in job_id:
@@ -338,19 +373,22 @@ def needle_of(job_id: str | None) -> bytes:
     return job_id.encode()
 
 
-def redriven_by(reader: TopicReader) -> Iterator[DeadLetterRedriven]:
-    """All markers; none if there is no such topic."""
+def redriven_by(reader: TopicReader, letter_id: str | None = None) -> Iterator[DeadLetterRedriven]:
+    """All markers, or at least those of one letter; none if there is no such topic."""
     if not reader.exists(_MARKERS):
         return
+    needle = (letter_id or "").encode()
     for record in reader.records([_MARKERS]):
+        if needle not in (record.value or b""):
+            continue
         try:
             yield DeadLetterRedriven.model_validate_json(record.value or b"")
         except ValidationError:
             continue  # a tombstone, or nothing of ours
 
 
-def _markers(reader: TopicReader) -> dict[str, datetime]:
-    return {marker.dead_letter_id: marker.redriven_at for marker in redriven_by(reader)}
+def _markers(reader: TopicReader, letter_id: str | None = None) -> dict[str, datetime]:
+    return {marker.dead_letter_id: marker.redriven_at for marker in redriven_by(reader, letter_id)}
 
 
 def summary(letter: DeadLetter, redriven_at: datetime | None) -> LetterSummary:

@@ -7,6 +7,7 @@ of its dead letters, and at most MOST of a kind.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from schemas.explanation import BuriedMessage, Evidence, IndexedDocument, Submis
 from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
-from schemas.topics import CATALOGUE, dead_letter_topics, topic_of
+from schemas.topics import dead_letter_topics, topic_of
 
 MOST = 1000
 """Statuses, or dead letters, that are kept of one job: a script that sends one job_id again and again makes more."""
@@ -104,16 +105,17 @@ class _History:
         return indexed, None if newest is None else newest.job_id
 
     def _submission(self) -> Submission | None:
-        """The job's own message. Its job_id may be derived from the content, so that all have to be decoded."""
-        submitted: Submission | None = None
-        for topic in CATALOGUE:
-            if topic.event in {RequestSubmitted, DocumentUploaded}:
-                for event in self._events(topic.event):
-                    at = event.submitted_at if isinstance(event, RequestSubmitted) else None
-                    at = event.uploaded_at if isinstance(event, DocumentUploaded) else at
-                    if at is not None:
-                        submitted = Submission(topic.name, at)
-        return submitted
+        """The first of the job's own messages. Its job_id may be derived from the content: all have to be decoded."""
+        found: list[tuple[datetime, str, Submission]] = []
+        events: tuple[type[DocumentUploaded | RequestSubmitted], ...] = (DocumentUploaded, RequestSubmitted)
+        for event in events:
+            topic = topic_of(event).name
+            for record in self._records(topic):
+                decoded = _decoded(record, event)
+                if decoded is not None and decoded.job_id == self._job_id:
+                    at = decoded.uploaded_at if isinstance(decoded, DocumentUploaded) else decoded.submitted_at
+                    found.append((record.timestamp, topic, Submission(topic, at, decoded.tenant)))
+        return min(found, key=lambda each: each[:2])[2] if found else None
 
 
 def _decoded(record: Record, event: type[E]) -> E | None:

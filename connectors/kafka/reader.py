@@ -77,6 +77,23 @@ class TopicReader:
             if self._entered is not None:  # an abandoned generator may end after its reader
                 self._entered.unassign()
 
+    def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
+        """One record, without reading what is before it; None if there is none any more. Raises as records() does."""
+        if partition not in self._partitions(topic):
+            return None
+        place = TopicPartition(topic, partition, offset)
+        try:
+            low, high = watermarks(self._consumer, place, timeout_s=_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._unreachable(cause(error)) from error
+        if not low <= offset < high:
+            return None
+        try:
+            self._consumer.assign([place])
+            return next(self._until({(topic, partition): offset + 1}), None)  # compaction may have left a later one
+        finally:
+            self._consumer.unassign()
+
     def _partitions(self, topic: str) -> list[int]:
         try:
             metadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]

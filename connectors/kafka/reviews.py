@@ -86,11 +86,9 @@ def read_prompt(bootstrap: str, config: Mapping[str, str] | None, requested: Rev
     """The conversation of the request that was stopped; None if its message is gone."""
     topic, partition, offset = requested.origin.rsplit("/", 2)
     with TopicReader(bootstrap, config) as reader:
-        for record in reader.records([topic]) if reader.exists(topic) else ():
-            if (record.partition, record.offset) == (int(partition), int(offset)):
-                request = _request_in(record)
-                return None if request is None else "\n".join(f"{turn.role}: {turn.content}" for turn in request.turns)
-    return None
+        record = reader.record_at(topic, int(partition), int(offset))
+    request = None if record is None else _request_in(record)
+    return None if request is None else "\n".join(f"{turn.role}: {turn.content}" for turn in request.turns)
 
 
 def _request_in(record: Record) -> RequestSubmitted | None:

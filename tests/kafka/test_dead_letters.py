@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from connectors.kafka.client import record_of
-from connectors.kafka.dead_letters import DeadLetters, LetterFilter, repeated
+from connectors.kafka.dead_letters import DeadLetters, LetterFilter, LetterPlace, repeated
 from connectors.kafka.job_history import read_history
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord, RepeatedRecord
@@ -256,6 +256,45 @@ def test_a_list_shows_the_newest_and_counts_all(
     assert letters.list(LetterFilter(tenant=tenant)).total == 4
     everything = letters.list(LetterFilter(tenant=tenant), include_redriven=True)
     assert [letter.redriven_at is not None for letter in everything.letters] == [True, False, False, False, False]
+
+
+def test_a_letter_whose_place_is_known_is_found_and_redriven_like_any_other(
+    bootstrap: str, bury: Callable[..., DeadLetter], letters: DeadLetters
+) -> None:
+    buried = [bury(value=uuid4().bytes) for _ in range(3)]
+    letter = buried[1]
+    (at,) = (place for place, known in places(bootstrap) if known == letter.event_id)
+
+    assert letters.find(letter.event_id, at=at).letter == letter
+    assert letters.redrive(letters.plan(LetterFilter(), [letter.event_id], at=at)) == 1
+
+    assert [len(redriven_to(bootstrap, REQUESTS, each)) for each in buried] == [0, 1, 0]
+    again = letters.plan(LetterFilter(), [letter.event_id], at=at)
+    assert (again.ids, again.already_redriven) == (frozenset(), 1)
+    assert letters.find(letter.event_id, at=at).redriven_at is not None
+
+
+def test_a_place_that_holds_another_letter_or_none_is_no_letter(
+    bootstrap: str, bury: Callable[..., DeadLetter], letters: DeadLetters
+) -> None:
+    letter, other = bury(), bury()
+    (at,) = (place for place, known in places(bootstrap) if known == other.event_id)
+    beyond = LetterPlace(at.topic, at.partition, 1_000_000)
+    for wrong in (at, beyond, LetterPlace("no-such-topic", 0, 0)):
+        with pytest.raises(Fatal, match="no dead letter"):
+            letters.plan(LetterFilter(), [letter.event_id], at=wrong)
+
+
+def places(bootstrap: str) -> list[tuple[LetterPlace, str]]:
+    """Where the dead letters of requests are, with their ids."""
+    records = map(record_of, read(bootstrap, dead_letter_topic(REQUESTS)))
+    return [
+        (
+            LetterPlace(record.topic, record.partition, record.offset),
+            DeadLetter.model_validate_json(record.value or b"").event_id,
+        )
+        for record in records
+    ]
 
 
 def test_a_missing_original_topic_is_named_and_nothing_is_redriven(

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from operators.account import MONEY_UNITS, Account, Cost, Over, Prices
+from operators.account import Account, Cost, Over
 from schemas.budgets import MAX_WINDOW_S, Budget, WindowLimit
 from schemas.errors import Fatal
+from schemas.prices import MONEY_UNITS, Prices
 
 MINUTE = WindowLimit(seconds=60, tokens=1000)
 MONTH = WindowLimit(kind="sliding", seconds=MAX_WINDOW_S, tokens=0)

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from connectors.kafka.port import Topics
 from connectors.kafka.record import Record
-from operators.account import Cost, Prices
+from operators.account import Cost
 from operators.budget import BudgetPolicy, Charge, budget
 from operators.dead_letter import dead_letter
 from operators.decode import consume
@@ -21,6 +21,7 @@ from operators.produce import produce
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged, WindowLimit
 from schemas.event import Event
+from schemas.prices import Prices
 from schemas.requests import RequestSubmitted
 from schemas.usage import TokensUsed
 from tests.memory_topics import MemoryTopics, record

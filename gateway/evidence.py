@@ -1,0 +1,127 @@
+"""What the read model's rows say about one job, for whoever has a connection: the projection and every query."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from gateway.moments import micros, moment
+from schemas.cancellations import CancelRequested
+from schemas.dead_letter import DeadLetter
+from schemas.explanation import BuriedMessage, Evidence, IndexedDocument, Standing, Submission, outline
+from schemas.jobs import StatusChanged
+from schemas.results import ResultCompleted
+
+_ROWS = """
+SELECT 'status', event, offset, NULL FROM statuses WHERE job_id = :job
+UNION ALL SELECT 'result', event, offset, NULL FROM results WHERE job_id = :job
+UNION ALL SELECT 'letter', event, redriven_us, NULL FROM letters LEFT JOIN redriven USING (letter_id)
+          WHERE letters.job_id = :job
+UNION ALL SELECT 'indexed', document_id, indexed_us, CASE deleted WHEN 0 THEN chunks ELSE -1 END FROM indexed
+          WHERE job_id = :job
+UNION ALL SELECT 'submitted', topic, submitted_us, tenant FROM (
+          SELECT * FROM submissions WHERE job_id = :job ORDER BY written_ms, topic LIMIT 1)
+UNION ALL SELECT 'document', document_id, NULL, NULL FROM submissions WHERE job_id = :job AND document_id IS NOT NULL
+UNION ALL SELECT 'cancel', event, NULL, NULL FROM cancels WHERE job_id = :job
+"""
+_REPLACED_BY = """
+SELECT job_id FROM indexed WHERE document_id = ? AND job_id != ? AND indexed_us > ? ORDER BY indexed_us DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A job as lists show it."""
+
+    job_id: str
+    tenant: str
+    kind: str  # `request` or `document`
+    state: Standing
+    step: str  # that was heard of last; empty before the first
+    submitted_at: datetime  # or first heard of, if its submission is not known
+    updated_at: datetime
+    document_id: str | None = None
+    cancel_requested: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """All that the rows hold about a job."""
+
+    evidence: Evidence
+    document_id: str | None
+    cancels: Sequence[CancelRequested]  # anybody's
+
+    def row(self) -> JobRow:
+        """The job in a list; the evidence must be known."""
+        said = outline(self.evidence)
+        return JobRow(
+            self.evidence.job_id,
+            said.tenant,
+            said.kind,
+            said.standing,
+            said.step,
+            said.first_at,
+            said.last_at,
+            self.document_id,
+            any(cancel.tenant == said.tenant for cancel in self.cancels),
+        )
+
+
+def read_file(db: sqlite3.Connection, job_id: str) -> File:
+    """The job's rows; `evidence.known` is false if there are none. Not `replaced_by`, which costs more."""
+    statuses: list[StatusChanged] = []
+    buried: list[BuriedMessage] = []
+    cancels: list[CancelRequested] = []
+    documents: list[str] = []
+    result, indexed, submitted = None, None, None
+    for what, text, number, more in db.execute(_ROWS, {"job": job_id}):
+        match what:
+            case "status":
+                statuses.append(StatusChanged.model_validate_json(text))
+            case "result":
+                result = ResultCompleted.model_validate_json(text)
+            case "letter":
+                redriven_at = None if number is None else moment(number)
+                buried.append(BuriedMessage(DeadLetter.model_validate_json(text), redriven_at))
+            case "indexed":
+                indexed = IndexedDocument(moment(number), max(more, 0), deleted=more < 0)
+                documents.append(text)
+            case "submitted":
+                submitted = Submission(text, moment(number), more)
+            case "document":
+                documents.append(text)
+            case _:
+                cancels.append(CancelRequested.model_validate_json(text))
+    documents += [status.document_id for status in statuses if status.document_id is not None]
+    documents += [each.letter.document_id for each in buried if each.letter.document_id is not None]
+    evidence = Evidence(job_id, tuple(statuses), tuple(buried), result, indexed, submitted)
+    return File(evidence, documents[0] if documents else None, tuple(cancels))
+
+
+def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
+    """The job that has indexed the document anew since this one failed for the last time."""
+    newest = max((each.letter for each in evidence.buried), key=lambda letter: letter.failed_at, default=None)
+    if newest is None or newest.document_id is None:
+        return None
+    found = db.execute(_REPLACED_BY, (newest.document_id, evidence.job_id, micros(newest.failed_at))).fetchone()
+    return None if found is None else str(found[0])
+
+
+def ended(evidence: Evidence, row: JobRow) -> bool:
+    """Whether the job has ended, and its result is there if it has one."""
+    answered = row.state is Standing.COMPLETED and row.kind == "request"
+    return row.state.ended and (not answered or evidence.result is not None)
+
+
+def settled(db: sqlite3.Connection, evidence: Evidence, row: JobRow) -> bool:
+    """Whether nothing more is expected to be told: status and result that say so, and the end of its text, are there.
+
+    Each comes from a topic of its own, so that an end may be known some milliseconds before all that led to it.
+    """
+    if not ended(evidence, row) or all(status.state.value != row.state.value for status in evidence.statuses):
+        return False
+    if row.state is not Standing.COMPLETED or evidence.result is None or evidence.result.call_id is None:
+        return True
+    told = "SELECT 1 FROM deltas WHERE job_id = ? AND call_id = ? AND last"
+    return db.execute(told, (evidence.job_id, evidence.result.call_id)).fetchone() is not None

@@ -1,0 +1,512 @@
+"""What the topics say, in one SQLite file, so that a question is answered in microseconds and while Kafka is out.
+
+Guarantee: the position in each partition is stored with what led to it, so that a killed gateway goes on exactly where
+it was. Nothing here is truth: a file that is missing, broken or of another version is made anew from the topics.
+Written by one thread, the projection; read by any.
+"""
+
+import base64
+import binascii
+import heapq
+import json
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Literal
+
+import structlog
+from filelock import FileLock, Timeout
+
+from connectors.kafka.dead_letters import LetterFilter, LetterPlace, LetterSummary, summary
+from connectors.kafka.record import Record
+from connectors.kafka.reviews import Review
+from connectors.sqlite_file import open_write_ahead
+from gateway.applying import BODY_SHA256_HEADER, Applying
+from gateway.evidence import File, JobRow, ended, read_file, replaced_by, settled
+from gateway.moments import micros, moment
+from gateway.read_tables import RETENTION_MS, SCHEMA, VERSION
+from gateway.told import Change, Lane, Position, Told
+from schemas.budgets import BudgetChanged
+from schemas.dead_letter import DeadLetter
+from schemas.documents import DocumentUploaded
+from schemas.errors import Fatal
+from schemas.event import utc_now
+from schemas.explanation import Evidence, Standing, Submission
+from schemas.requests import RequestSubmitted
+from schemas.reviews import ReviewDecided, ReviewRequested
+from schemas.topics import dead_letter_topic, topic_of
+from schemas.usage import UsageWindowed
+
+__all__ = ["BODY_SHA256_HEADER", "JobPage", "JobRow", "LetterPage", "ReadModel"]
+
+log = structlog.get_logger()
+
+MOST_DELTAS = 2_000_000
+"""About 1 GB, which the local disk of a small container has: an hour of 500 deltas a second. Of a job whose deltas are
+gone, its result is told."""
+MOST_NOTED = 10_000
+"""Jobs that were published and not read back yet, about 10 MB: seconds of the most that a gateway accepts."""
+_BUSY_S = 5.0
+_CACHE_KIB = 64 * 1024
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Jobs, newest first, and where the next page begins, if there is one."""
+
+    jobs: tuple[JobRow, ...]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class LetterPage:
+    """The newest of the dead letters that match, newest first, and how many match."""
+
+    letters: tuple[LetterSummary, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A job that this gateway has published, as it will be read back."""
+
+    row: JobRow
+    submitted: Submission
+    body_sha256: str | None
+
+
+class ReadModel:
+    """The file. Raises Fatal if another process has it, or it cannot be made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = FileLock(f"{path}.lock", thread_local=False)
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._noted: OrderedDict[str, _Noted] = OrderedDict()
+        self.skipped = 0  # records that were no events of their topics, since the start
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise Fatal(f"the read model {path} is another gateway's; give each a file: HEADRACE_READ_MODEL") from error
+        except OSError as error:
+            raise Fatal(f"the read model {path} cannot be made: {error}; set HEADRACE_READ_MODEL") from error
+        self._db = self._open()
+        self._positions = self._stored_positions()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()
+        with suppress(Empty):
+            while True:
+                self._idle.get_nowait().close()
+        self._lock.release()
+
+    # For the projection.
+
+    def apply(self, records: Sequence[Record]) -> Sequence[Change]:
+        """Write a batch, all or nothing. Records that were applied before are left out."""
+        reached = dict(self._positions)
+        with self._writing() as db:
+            applying = Applying(db)
+            for record in records:
+                place = (record.topic, record.partition)
+                if record.offset >= reached.get(place, 0):
+                    applying.take(record)
+                    reached[place] = record.offset + 1
+            changes = list(applying.changes())
+            self._store_positions(db, {place: at for place, at in reached.items() if self._positions.get(place) != at})
+        self._positions = reached
+        self.skipped += applying.skipped
+        for change in changes:
+            self._noted.pop(change.job_id, None)
+        return changes
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """The next offset to apply, by topic and partition."""
+        return dict(self._positions)
+
+    def skip_to(self, positions: dict[tuple[str, int], int]) -> None:
+        """Go on from there: what lies before is gone from its topic, or no record of ours."""
+        with self._writing() as db:
+            self._store_positions(db, positions)
+        self._positions = self._positions | positions
+
+    def belongs_to(self, cluster_id: str) -> bool:
+        """Whether the rows come from this cluster; a new file belongs to whoever asks first."""
+        with self._writing() as db:
+            db.execute("INSERT INTO brokers SELECT ? WHERE NOT EXISTS (SELECT 1 FROM brokers)", (cluster_id,))
+            return bool(db.execute("SELECT 1 FROM brokers WHERE cluster_id = ?", (cluster_id,)).fetchone())
+
+    def clear(self) -> None:
+        """Forget everything, so that it is made anew from the topics."""
+        with self._writing() as db:
+            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (table,) in tables:
+                db.execute(f"DROP TABLE {table}")
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+        self._positions = {}
+
+    def prune(self, now: datetime) -> None:
+        """Drop rows that are older than their topic's retention, and deltas beyond MOST_DELTAS."""
+        now_ms = micros(now) // 1000
+        with self._writing() as db:
+            applying = Applying(db)
+            for table, retention_ms in RETENTION_MS.items():
+                if table != "deltas":
+                    old = db.execute(
+                        f"DELETE FROM {table} WHERE written_ms < ? RETURNING job_id",  # noqa: S608  # our own names
+                        (now_ms - retention_ms,),
+                    )
+                    for (job_id,) in old.fetchall():
+                        applying.touch(job_id)
+            kept = "SELECT id FROM deltas WHERE written_ms >= ? ORDER BY id LIMIT 1"
+            first = db.execute(kept, (now_ms - RETENTION_MS["deltas"],)).fetchone()
+            last = db.execute("SELECT max(id) FROM deltas").fetchone()[0] or 0
+            db.execute("DELETE FROM deltas WHERE id < ?", (max(first[0] if first else last + 1, last - MOST_DELTAS),))
+            for _ in applying.changes():
+                pass
+
+    # For whoever accepts jobs.
+
+    def note(self, event: RequestSubmitted | DocumentUploaded, *, body_sha256: str | None = None) -> None:
+        """The job has just been published: it is known from now on, though its record was not read back yet."""
+        if isinstance(event, RequestSubmitted):
+            kind, at, document_id = "request", event.submitted_at, None
+        else:
+            kind, at, document_id = "document", event.uploaded_at, event.document_id
+        row = JobRow(event.job_id, event.tenant, kind, Standing.ACCEPTED, "", at, at, document_id)
+        submitted = Submission(topic_of(type(event)).name, at, event.tenant)
+        self._noted[event.job_id] = _Noted(row, submitted, body_sha256)
+        if len(self._noted) > MOST_NOTED:
+            with suppress(KeyError):
+                self._noted.popitem(last=False)
+
+    def body_sha256(self, job_id: str) -> str | None:
+        """What BODY_SHA256_HEADER said when the job was submitted first; None: nothing, or the job is unknown."""
+        with self._reading() as db:
+            first = "SELECT body_sha256 FROM submissions WHERE job_id = ? ORDER BY written_ms, topic LIMIT 1"
+            found = db.execute(first, (job_id,)).fetchone()
+        if found is not None:
+            return None if found[0] is None else str(found[0])
+        noted = self._noted.get(job_id)
+        return None if noted is None else noted.body_sha256
+
+    # Jobs.
+
+    def job(self, job_id: str) -> JobRow | None:
+        """The job as lists show it."""
+        with self._reading() as db:
+            found = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if found is not None:
+            return _job(found)
+        noted = self._noted.get(job_id)
+        return None if noted is None else noted.row
+
+    def evidence(self, job_id: str) -> Evidence | None:
+        """Everything that is known about the job; None: nothing."""
+        with self._reading() as db:
+            evidence = read_file(db, job_id).evidence
+            if evidence.known:
+                return replace(evidence, replaced_by=replaced_by(db, evidence))
+        noted = self._noted.get(job_id)
+        return None if noted is None else Evidence(job_id, submitted=noted.submitted)
+
+    def jobs(
+        self,
+        *,
+        tenant: str | None = None,
+        state: Standing | None = None,
+        kind: Literal["request", "document"] | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> JobPage:
+        """Jobs by when they were submitted, newest first. Raises ValueError if `before` is no cursor of a page."""
+        where = _Where()
+        where.equal(tenant=tenant, state=state, kind=kind)
+        if before is not None:
+            where.holds("(submitted_us, job_id) < (?, ?)", *_cursor(before))
+        found = self._rows("SELECT * FROM jobs", where, "ORDER BY submitted_us DESC, job_id DESC", limit + 1)
+        rows = [_job(each) for each in found[:limit]]
+        return JobPage(tuple(rows), _cursor_after(rows[-1]) if len(found) > limit and rows else None)
+
+    def watched(self, job_id: str, after: Position) -> Change | None:
+        """All that a watcher at that position has missed, and whether more is to come; None: the job is unknown."""
+        with self._reading() as db:
+            file = read_file(db, job_id)
+            told = list(_told(db, job_id, after))
+            if file.evidence.known:
+                return _change(db, file, told)
+        noted = self._noted.get(job_id)
+        if noted is None and not told:
+            return None
+        updated_at = utc_now() if noted is None else noted.row.updated_at
+        return Change(job_id, told, Standing.ACCEPTED, ended=False, settled=False, updated_at=updated_at)
+
+    # Reviews, dead letters, usage.
+
+    def reviews(
+        self,
+        *,
+        tenant: str | None = None,
+        state: str | None = None,
+        job_id: str | None = None,
+        limit: int = 50,
+    ) -> list[Review]:
+        """Stops of jobs with their decisions, newest first. `state`: a standing, or `all`, as is None."""
+        where = _Where()
+        where.equal(**{"r.tenant": tenant, "r.job_id": job_id})
+        if state not in {None, "all"}:
+            where.holds(f"{_STANDING} = ?", micros(utc_now()), state)
+        found = self._rows(_REVIEWS, where, "ORDER BY requested_us DESC, r.review_id DESC", limit)
+        return [_review(each) for each in found]
+
+    def review(self, review_id: str) -> Review | None:
+        """One stop of a job."""
+        where = _Where()
+        where.equal(**{"r.review_id": review_id})
+        found = self._rows(_REVIEWS, where)
+        return _review(found[0]) if found else None
+
+    def letters(self, wanted: LetterFilter, *, include_redriven: bool = False, limit: int = 50) -> LetterPage:
+        """Dead letters that match, newest first."""
+        where = _letters_where(wanted, include_redriven=include_redriven)
+        found = self._rows(_LETTERS, where, "ORDER BY failed_us DESC, letter_id DESC", limit)
+        ((total,),) = self._rows(f"SELECT count(*) {_LETTERS_FROM}", where)
+        return LetterPage(tuple(_summary(each) for each in found), _int(total))
+
+    def letter(self, letter_id: str) -> tuple[LetterSummary, LetterPlace] | None:
+        """A dead letter, and where all of it can be read."""
+        where = _Where()
+        where.equal(letter_id=letter_id)
+        found = self._rows(_LETTERS, where)
+        if not found:
+            return None
+        _, _, topic, partition, offset = found[0]
+        return _summary(found[0]), LetterPlace(str(topic), _int(partition), _int(offset))
+
+    def usage(self, *, tenant: str | None = None, since: datetime, window_s: int) -> list[UsageWindowed]:
+        """Windows of that length that ended after `since`, oldest first."""
+        where = _Where()
+        where.equal(tenant=tenant, window_s=window_s)
+        where.holds("start_us > ?", micros(since) - window_s * 1_000_000)
+        found = self._rows("SELECT event FROM usage", where, "ORDER BY start_us, key")
+        return [UsageWindowed.model_validate_json(_bytes(event)) for (event,) in found]
+
+    def budget(self, tenant: str) -> BudgetChanged | None:
+        """What was decided last; None: nothing, so the default holds."""
+        found = self.budgets(tenant=tenant)
+        return found[0] if found else None
+
+    def budgets(self, *, tenant: str | None = None) -> list[BudgetChanged]:
+        """Of each tenant what was decided last."""
+        where = _Where()
+        where.equal(tenant=tenant)
+        found = self._rows("SELECT event FROM budgets", where, "ORDER BY tenant")
+        return [BudgetChanged.model_validate_json(_bytes(event)) for (event,) in found]
+
+    # The file.
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            db = self._opened()
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            if version == VERSION:
+                return db
+            db.close()
+            log.info("the read model is of another version; it is made anew", path=str(self._path), version=version)
+        except sqlite3.DatabaseError as error:
+            log.warning("the read model is broken; it is made anew", path=str(self._path), error=str(error))
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        try:
+            return self._opened()
+        except sqlite3.Error as error:
+            raise Fatal(f"the read model {self._path} cannot be made: {error}; set HEADRACE_READ_MODEL") from error
+
+    def _opened(self) -> sqlite3.Connection:
+        is_new = not self._path.exists()
+        db = open_write_ahead(self._path, SCHEMA, synchronous="NORMAL", busy_timeout_s=_BUSY_S)
+        if is_new:
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        return db
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection of the caller's own, which sees the file as it is now until the caller is done."""
+        try:
+            db = self._idle.get_nowait()
+        except Empty:
+            db = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_S, check_same_thread=False)
+            db.execute("PRAGMA query_only = 1")
+        try:
+            db.execute("BEGIN")
+            yield db
+        finally:
+            db.execute("COMMIT")
+            self._idle.put(db)
+
+    def _rows(self, select: str, where: "_Where", order: str = "", limit: int = -1) -> list[tuple[object, ...]]:
+        with self._reading() as db:
+            return db.execute(f"{select}{where} {order} LIMIT ?", (*where.values, limit)).fetchall()
+
+    def _stored_positions(self) -> dict[tuple[str, int], int]:
+        found = self._db.execute("SELECT topic, partition, next_offset FROM positions")
+        return {(topic, partition): at for topic, partition, at in found}
+
+    @staticmethod
+    def _store_positions(db: sqlite3.Connection, positions: dict[tuple[str, int], int]) -> None:
+        rows = [(*place, at) for place, at in positions.items()]
+        db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", rows)
+
+
+class _Where:
+    """Conditions of a query, and their values."""
+
+    def __init__(self) -> None:
+        self.values: list[object] = []
+        self._conditions: list[str] = []
+
+    def equal(self, **columns: object) -> None:
+        """Each column has that value, where it is not None."""
+        for column, value in columns.items():
+            if value is not None:
+                self.holds(f"{column} = ?", value)
+
+    def holds(self, condition: str, *values: object) -> None:
+        """The condition holds."""
+        self._conditions.append(condition)
+        self.values += values
+
+    def __str__(self) -> str:
+        return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+
+
+_REVIEWS = (
+    "SELECT r.event, d.event FROM reviews r "
+    "LEFT JOIN decisions d ON (d.review_id, d.job_id, d.root_job_id) = (r.review_id, r.job_id, r.root_job_id)"
+)
+_STANDING = (
+    "CASE WHEN d.decision = 'approve' THEN 'approved' WHEN d.decision = 'reject' THEN 'rejected' "
+    "WHEN expires_us <= ? THEN 'expired' ELSE 'open' END"
+)
+_LETTERS_FROM = "FROM letters l LEFT JOIN redriven USING (letter_id)"
+_LETTERS = f"SELECT l.event, redriven_us, l.topic, l.partition, l.offset {_LETTERS_FROM}"
+_STATUSES_TOLD = "SELECT written_ms, offset, event FROM statuses WHERE job_id = ? AND offset >= ? ORDER BY offset"
+_DELTAS_TOLD = (
+    "SELECT written_ms, offset, event FROM deltas WHERE job_id = ?1 AND offset >= ?2 AND call_id = "
+    "(SELECT call_id FROM deltas WHERE job_id = ?1 ORDER BY offset DESC LIMIT 1) ORDER BY offset"
+)
+_RESULT_TOLD = "SELECT written_ms, offset, event FROM results WHERE job_id = ? AND offset >= ?"
+
+
+def _letters_where(wanted: LetterFilter, *, include_redriven: bool) -> _Where:
+    """The same as LetterFilter.matches."""
+    where = _Where()
+    where.equal(**{"l.tenant": wanted.tenant, "l.job_id": wanted.job_id, "l.error_class": wanted.error_class})
+    if wanted.topic is not None:
+        where.holds("l.topic = ?", dead_letter_topic(wanted.topic))
+    if wanted.step is not None:
+        where.holds("substr(l.step || '.', 1, ?) = ?", len(wanted.step) + 1, f"{wanted.step}.")
+    if wanted.since is not None:
+        where.holds("failed_us >= ?", micros(wanted.since))
+    if wanted.until is not None:
+        where.holds("failed_us < ?", micros(wanted.until))
+    if not include_redriven:
+        where.holds("redriven_us IS NULL")
+    return where
+
+
+def _job(row: Sequence[object]) -> JobRow:
+    job_id, tenant, kind, state, step, submitted_us, updated_us, document_id, cancel_requested = row
+    return JobRow(
+        str(job_id),
+        str(tenant),
+        str(kind),
+        Standing(str(state)),
+        str(step),
+        moment(_int(submitted_us)),
+        moment(_int(updated_us)),
+        None if document_id is None else str(document_id),
+        bool(cancel_requested),
+    )
+
+
+def _told(db: sqlite3.Connection, job_id: str, after: Position) -> Iterator[Told]:
+    """Each topic in its order, one after the other as they were written; of the calls of the model, the last one's."""
+    lanes: list[tuple[Lane, str, int]] = [
+        ("status", _STATUSES_TOLD, after.status),
+        ("delta", _DELTAS_TOLD, after.delta),
+        ("result", _RESULT_TOLD, after.result),
+    ]
+    found = [
+        [(written_ms, Told(lane, offset, event)) for written_ms, offset, event in db.execute(query, (job_id, reached))]
+        for lane, query, reached in lanes
+    ]
+    yield from (told for _, told in heapq.merge(*found, key=lambda each: each[0]))
+
+
+def _change(db: sqlite3.Connection, file: File, told: Sequence[Told]) -> Change:
+    row = file.row()
+    return Change(
+        row.job_id,
+        told,
+        row.state,
+        ended=ended(file.evidence, row),
+        settled=settled(db, file.evidence, row),
+        updated_at=row.updated_at,
+    )
+
+
+def _review(row: Sequence[object]) -> Review:
+    requested, decided = row
+    decision = None if decided is None else ReviewDecided.model_validate_json(_bytes(decided))
+    return Review(ReviewRequested.model_validate_json(_bytes(requested)), decision)
+
+
+def _summary(row: Sequence[object]) -> LetterSummary:
+    redriven_at = None if row[1] is None else moment(_int(row[1]))
+    return summary(DeadLetter.model_validate_json(_bytes(row[0])), redriven_at)
+
+
+def _bytes(column: object) -> bytes:
+    if not isinstance(column, bytes):
+        raise TypeError(f"{type(column).__name__} in a column of events")
+    return column
+
+
+def _int(column: object) -> int:
+    if not isinstance(column, int):
+        raise TypeError(f"{type(column).__name__} in a column of numbers")
+    return column
+
+
+def _cursor_after(row: JobRow) -> str:
+    return base64.urlsafe_b64encode(json.dumps([micros(row.submitted_at), row.job_id]).encode()).decode()
+
+
+def _cursor(text: str) -> tuple[int, str]:
+    try:
+        submitted_us, job_id = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
+        if not (isinstance(submitted_us, int) and isinstance(job_id, str) and abs(submitted_us) < 2**63):
+            raise ValueError  # noqa: TRY301  # as any other that is no cursor
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise ValueError(f"{text[:80]!r} is no cursor of a page; take the `next` of one, or leave it out") from error
+    return submitted_us, job_id
