@@ -48,7 +48,8 @@ _START_S = 60.0
 class Plan:
     """How much of everything."""
 
-    post_connections: int = 64
+    post_connections: int = 32
+    warm_up_s: float = 10.0  # in which the broker's compiler takes half a core
     post_s: float = 10.0
     streams: int = 2000
     deltas: int = 60  # of each stream, at most
@@ -65,7 +66,7 @@ class Plan:
         return 2 * (self.burst * (least + most) / 2 / self.slots + most) + _START_S
 
 
-QUICK = Plan(8, 1.0, 40, 12, 0.1, 24, 4, (0.1, 0.9), 1.0)
+QUICK = Plan(8, 0.5, 1.0, 40, 12, 0.1, 24, 4, (0.1, 0.9), 1.0)
 
 
 class _Gateway:
@@ -182,7 +183,7 @@ def _calls(model_url: str) -> dict[str, int]:
 def _post(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
     """POSTs, one after the other on each of some connections."""
     with _Gateway(bootstrap, directory) as gateway:
-        options = ("--connections", plan.post_connections, "--seconds", plan.post_s)
+        options = ("--connections", plan.post_connections, "--warm-up-s", plan.warm_up_s, "--seconds", plan.post_s)
         began_s = gateway.cpu_s
         posted = _posted("submitting", gateway.url, gateway.key, *options)
         cpu_s = gateway.cpu_s - began_s

@@ -15,8 +15,7 @@ from benchmarks.report import percentile
 from benchmarks.watch import Client, Watch
 
 ACCEPTED = 202
-_WARM_UP_S = 1.0
-_OPENING = 64  # streams opened at once: more would wait in the kernel's queue
+_OPENING = 64  # connections opened at once: more would wait in the kernel's queue
 _PATIENCE_S = 60.0  # until the streams are open
 
 
@@ -54,10 +53,10 @@ def question(number: int) -> str:
     return f"Question {number}: what changed in this section of the maintenance manual? " + "The gate was lifted. " * 11
 
 
-async def _submitting(client: Client, connections: int, seconds: float) -> Posted:
+async def _submitting(client: Client, connections: int, warm_up_s: float, seconds: float) -> Posted:
     """As many POSTs, one after the other on each connection, as the gateway accepts."""
     began = time.monotonic()
-    counted_from, until = began + _WARM_UP_S, began + _WARM_UP_S + seconds
+    counted_from, until = began + warm_up_s, began + warm_up_s + seconds
     latencies_s: list[float] = []
     asked = errors = 0
 
@@ -80,7 +79,11 @@ async def _submitting(client: Client, connections: int, seconds: float) -> Poste
 
 
 async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
-    """COUNT users at once: each submits on a connection of its own, and then watches until the answer is there."""
+    """COUNT users at once: each submits on a connection of its own, and then watches until the answer is there.
+
+    The connections are open before, as those of a service that calls another one are.
+    """
+    connections = await _opened(client.at, count)
     began = time.monotonic()
     latencies_s: list[float] = []
     completed = errors = 0
@@ -88,10 +91,9 @@ async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
     async def ask(number: int) -> None:
         nonlocal completed, errors
         sent = time.monotonic()
-        connection = await Connection.open(client.at)
-        answer = await connection.ask(client.submission(question(number)))
+        answer = await connections[number].ask(client.submission(question(number)))
         latencies_s.append(time.monotonic() - sent)
-        connection.close()
+        connections[number].close()
         if answer.status != ACCEPTED:
             errors += 1
             return
@@ -106,13 +108,14 @@ async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
 
 async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
     """COUNT users at once, each of whom waits for the answer on the connection that asked, as long as a client does."""
+    connections = await _opened(at, count)
     began = time.monotonic()
     latencies_s: list[float] = []
     errors = 0
 
     async def ask(number: int) -> None:
         nonlocal errors
-        connection = await Connection.open(at)
+        connection = connections[number]
         body = json.dumps({"prompt": question(number)}).encode()
         try:
             async with asyncio.timeout(timeout_s):
@@ -130,6 +133,17 @@ async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
     failed = await _all([ask(number) for number in range(count)], timeout_s + 5.0)
     took_s = time.monotonic() - began
     return _posted(latencies_s, count, errors + failed, completed=len(latencies_s), took_s=took_s)
+
+
+async def _opened(at: SplitResult, count: int) -> list[Connection]:
+    """So many connections, a few at a time."""
+    slots = asyncio.Semaphore(_OPENING)
+
+    async def open_one() -> Connection:
+        async with slots:
+            return await Connection.open(at)
+
+    return list(await asyncio.gather(*(open_one() for _ in range(count))))
 
 
 async def _all(clients: Sequence[Coroutine[object, object, None]], timeout_s: float) -> int:
@@ -204,10 +218,11 @@ def load() -> None:
 @click.argument("url")
 @click.argument("key")
 @click.option("--connections", type=int, required=True)
+@click.option("--warm-up-s", type=float, required=True)
 @click.option("--seconds", type=float, required=True)
-def submitting(url: str, key: str, connections: int, seconds: float) -> None:
+def submitting(url: str, key: str, connections: int, warm_up_s: float, seconds: float) -> None:
     """Submit as much as is accepted."""
-    _say(asdict(uvloop.run(_submitting(Client(urlsplit(url), key), connections, seconds))))
+    _say(asdict(uvloop.run(_submitting(Client(urlsplit(url), key), connections, warm_up_s, seconds))))
 
 
 @load.command()

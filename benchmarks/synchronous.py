@@ -4,7 +4,6 @@
 asynchronous, it has a pool of as many connections as the model has slots, and requests beyond them wait in order.
 """
 
-import asyncio
 import json
 import socket
 import sys
@@ -13,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from pydantic import BaseModel
 
@@ -49,9 +49,9 @@ def application(model_url: str, slots: int) -> FastAPI:
 async def _main(model_url: str, slots: int) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         print(json.dumps({"url": f"http://127.0.0.1:{listening.getsockname()[1]}"}), flush=True)  # noqa: T201
-        config = uvicorn.Config(application(model_url, slots), log_level="warning", loop="uvloop", http="httptools")
+        config = uvicorn.Config(application(model_url, slots), log_level="warning", http="httptools")
         await uvicorn.Server(config).serve(sockets=[listening])
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(_main(sys.argv[1], int(sys.argv[2])))
