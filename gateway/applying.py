@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from connectors.kafka.job_history import MOST
 from connectors.kafka.record import Record
-from gateway.evidence import File, JobRow, ended, read_file, settled
+from gateway.evidence import JobRow, change_of, read_file
 from gateway.moments import micros, moment
 from gateway.told import Change, Lane, Told
 from schemas.budgets import BudgetChanged
@@ -27,13 +27,35 @@ from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
 from schemas.reviews import ReviewDecided, ReviewRequested
-from schemas.topics import dead_letter_topics, topic_of
+from schemas.topics import CATALOGUE, dead_letter_topics
 from schemas.usage import UsageWindowed
 
 E = TypeVar("E", bound=JobEvent)
 
 BODY_SHA256_HEADER = "headrace_body_sha256"
 """Kafka header of what a gateway published: SHA-256 of the HTTP request's body, to know its repeats by."""
+
+TOPICS: dict[str, type[Event]] = {
+    topic.name: topic.event
+    for topic in (*CATALOGUE, *dead_letter_topics())
+    if topic.event
+    in {
+        StatusChanged,
+        ResultCompleted,
+        TextDelta,
+        RequestSubmitted,
+        DocumentUploaded,
+        DocumentIndexed,
+        DeadLetter,
+        DeadLetterRedriven,
+        ReviewRequested,
+        ReviewDecided,
+        CancelRequested,
+        UsageWindowed,
+        BudgetChanged,
+    }
+}
+"""What is read: each topic's event."""
 
 _SAVE_JOB = """
 INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET
@@ -65,26 +87,26 @@ class Applying:
         self._told: dict[str, list[Told]] = {}
         self._touched: dict[str, None] = {}  # jobs about which more is known than before, in order
         self._calls: dict[str, _Call] = {}
-        self._readers: dict[str, Callable[[Record], None]] = {
-            _name(StatusChanged): self._status,
-            _name(ResultCompleted): self._result,
-            _name(TextDelta): self._delta,
-            _name(RequestSubmitted): self._requested,
-            _name(DocumentUploaded): self._uploaded,
-            _name(DocumentIndexed): self._indexed,
-            _name(DeadLetterRedriven): self._redriven,
-            _name(ReviewRequested): self._review,
-            _name(ReviewDecided): self._decided,
-            _name(CancelRequested): self._cancel,
-            _name(UsageWindowed): self._window,
-            _name(BudgetChanged): self._budget,
-            **{topic.name: self._buried for topic in dead_letter_topics()},
+        self._readers: dict[type[Event], Callable[[Record], None]] = {
+            StatusChanged: self._status,
+            ResultCompleted: self._result,
+            TextDelta: self._delta,
+            RequestSubmitted: self._requested,
+            DocumentUploaded: self._uploaded,
+            DocumentIndexed: self._indexed,
+            DeadLetter: self._buried,
+            DeadLetterRedriven: self._redriven,
+            ReviewRequested: self._review,
+            ReviewDecided: self._decided,
+            CancelRequested: self._cancel,
+            UsageWindowed: self._window,
+            BudgetChanged: self._budget,
         }
 
     def take(self, record: Record) -> None:
         """Write what the record says."""
         try:
-            self._readers.get(record.topic, _refuse)(record)
+            self._readers[TOPICS[record.topic]](record)
         except (ValidationError, OverflowError, _NoEvent):  # not ours, or a number that no column holds
             self.skipped += 1
 
@@ -100,9 +122,8 @@ class Applying:
             if not file.evidence.known:
                 self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
                 continue
-            row = file.row()
-            self._save(row)
-            yield self._change(file, row)
+            self._save(file.row())
+            yield change_of(self._db, file, self._told.get(job_id, ()))
         for job_id in self._told:
             if job_id not in self._touched:
                 yield self._told_more(job_id)
@@ -123,25 +144,13 @@ class Applying:
             ),
         )
 
-    def _change(self, file: File, row: JobRow) -> Change:
-        evidence = file.evidence
-        return Change(
-            row.job_id,
-            self._told.get(row.job_id, ()),
-            row.state,
-            ended=ended(evidence, row),
-            settled=settled(self._db, evidence, row),
-            updated_at=row.updated_at,
-        )
-
     def _told_more(self, job_id: str) -> Change:
         """Deltas alone: they say nothing about where a job stands, but its end may have waited for the last of them."""
         found = self._db.execute("SELECT state, updated_us FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         state, updated_us = found or (Standing.RUNNING, 0)  # the first status may still be on its way
-        if Standing(state).ended:
-            file = read_file(self._db, job_id)
-            return self._change(file, file.row())
         told = self._told[job_id]
+        if Standing(state).ended:
+            return change_of(self._db, read_file(self._db, job_id), told)
         return Change(job_id, told, Standing(state), ended=False, settled=False, updated_at=moment(updated_us))
 
     def _status(self, record: Record) -> None:
@@ -299,14 +308,6 @@ class Applying:
 
 class _NoEvent(Exception):
     """The record is none of its topic's events."""
-
-
-def _refuse(record: Record) -> None:
-    raise _NoEvent(record.topic)
-
-
-def _name(event: type[Event]) -> str:
-    return topic_of(event).name
 
 
 def _keyed(event: type[E], record: Record) -> E:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from gateway.moments import micros, moment
+from gateway.told import Change, Told
 from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter
 from schemas.explanation import BuriedMessage, Evidence, IndexedDocument, Standing, Submission, outline
@@ -108,20 +109,29 @@ def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
     return None if found is None else str(found[0])
 
 
-def ended(evidence: Evidence, row: JobRow) -> bool:
+def ended(evidence: Evidence) -> bool:
     """Whether the job has ended, and its result is there if it has one."""
-    answered = row.state is Standing.COMPLETED and row.kind == "request"
-    return row.state.ended and (not answered or evidence.result is not None)
+    said = outline(evidence)
+    answered = said.standing is Standing.COMPLETED and said.kind == "request"
+    return said.standing.ended and (not answered or evidence.result is not None)
 
 
-def settled(db: sqlite3.Connection, evidence: Evidence, row: JobRow) -> bool:
-    """Whether nothing more is expected to be told: status and result that say so, and the end of its text, are there.
+def change_of(db: sqlite3.Connection, file: File, told: Sequence[Told]) -> Change:
+    """What is new, and how the job stands with it."""
+    row = file.row()
+    has_ended = row.state.ended and ended(file.evidence)
+    settled = has_ended and _is_settled(db, file.evidence, row.state)
+    return Change(row.job_id, told, row.state, ended=has_ended, settled=settled, updated_at=row.updated_at)
+
+
+def _is_settled(db: sqlite3.Connection, evidence: Evidence, state: Standing) -> bool:
+    """Whether nothing more is expected to be told: the status that says so, and the end of the text, are there.
 
     Each comes from a topic of its own, so that an end may be known some milliseconds before all that led to it.
     """
-    if not ended(evidence, row) or all(status.state.value != row.state.value for status in evidence.statuses):
+    if all(status.state.value != state.value for status in evidence.statuses):
         return False
-    if row.state is not Standing.COMPLETED or evidence.result is None or evidence.result.call_id is None:
+    if state is not Standing.COMPLETED or evidence.result is None or evidence.result.call_id is None:
         return True
-    told = "SELECT 1 FROM deltas WHERE job_id = ? AND call_id = ? AND last"
-    return db.execute(told, (evidence.job_id, evidence.result.call_id)).fetchone() is not None
+    last = "SELECT 1 FROM deltas WHERE job_id = ? AND call_id = ? AND last"
+    return db.execute(last, (evidence.job_id, evidence.result.call_id)).fetchone() is not None

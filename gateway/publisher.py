@@ -86,6 +86,11 @@ class Publisher:
         """Whether a broker has answered, and is not known to be gone."""
         return self._kafka == "answers"
 
+    def ensure_reachable(self) -> None:
+        """For whoever asks Kafka in another way, and may not wait until it answers. Raises Unavailable if it is out."""
+        if self._kafka == "is out":
+            raise self._unavailable()
+
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         for thread in self._threads:

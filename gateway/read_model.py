@@ -22,12 +22,12 @@ from typing import Literal
 import structlog
 from filelock import FileLock, Timeout
 
-from connectors.kafka.dead_letters import LetterFilter, LetterPlace, LetterSummary, summary
+from connectors.kafka.dead_letters import FoundLetter, LetterFilter, LetterPlace, LetterSummary, summary
 from connectors.kafka.record import Record
 from connectors.kafka.reviews import Review
 from connectors.sqlite_file import open_write_ahead
 from gateway.applying import BODY_SHA256_HEADER, Applying
-from gateway.evidence import File, JobRow, ended, read_file, replaced_by, settled
+from gateway.evidence import JobRow, change_of, ended, read_file, replaced_by
 from gateway.moments import micros, moment
 from gateway.read_tables import RETENTION_MS, SCHEMA, VERSION
 from gateway.told import Change, Lane, Position, Told
@@ -98,6 +98,7 @@ class ReadModel:
             raise Fatal(f"the read model {path} cannot be made: {error}; set HEADRACE_READ_MODEL") from error
         self._db = self._open()
         self._positions = self._stored_positions()
+        self._sources: dict[str, str] = dict(self._db.execute("SELECT topic, id FROM sources").fetchall())
 
     def close(self) -> None:
         """Give the file back."""
@@ -111,6 +112,8 @@ class ReadModel:
 
     def apply(self, records: Sequence[Record]) -> Sequence[Change]:
         """Write a batch, all or nothing. Records that were applied before are left out."""
+        if not records:
+            return []
         reached = dict(self._positions)
         with self._writing() as db:
             applying = Applying(db)
@@ -137,11 +140,16 @@ class ReadModel:
             self._store_positions(db, positions)
         self._positions = self._positions | positions
 
-    def belongs_to(self, cluster_id: str) -> bool:
-        """Whether the rows come from this cluster; a new file belongs to whoever asks first."""
-        with self._writing() as db:
-            db.execute("INSERT INTO brokers SELECT ? WHERE NOT EXISTS (SELECT 1 FROM brokers)", (cluster_id,))
-            return bool(db.execute("SELECT 1 FROM brokers WHERE cluster_id = ?", (cluster_id,)).fetchone())
+    def belongs_to(self, topic: str, source_id: str) -> bool:
+        """Whether the topic's rows come from the topic with this id; `""`: from the cluster with this id.
+
+        Who is asked about first counts.
+        """
+        if topic not in self._sources:
+            with self._writing() as db:
+                db.execute("INSERT INTO sources VALUES (?, ?)", (topic, source_id))
+            self._sources[topic] = source_id
+        return self._sources[topic] == source_id
 
     def clear(self) -> None:
         """Forget everything, so that it is made anew from the topics."""
@@ -152,6 +160,7 @@ class ReadModel:
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
         self._positions = {}
+        self._sources = {}
 
     def prune(self, now: datetime) -> None:
         """Drop rows that are older than their topic's retention, and deltas beyond MOST_DELTAS."""
@@ -209,6 +218,12 @@ class ReadModel:
         noted = self._noted.get(job_id)
         return None if noted is None else noted.row
 
+    def ended(self, job_id: str) -> bool:
+        """Whether the job has ended, and its result is there if it has one."""
+        with self._reading() as db:
+            evidence = read_file(db, job_id).evidence
+        return evidence.known and ended(evidence)
+
     def evidence(self, job_id: str) -> Evidence | None:
         """Everything that is known about the job; None: nothing."""
         with self._reading() as db:
@@ -242,7 +257,7 @@ class ReadModel:
             file = read_file(db, job_id)
             told = list(_told(db, job_id, after))
             if file.evidence.known:
-                return _change(db, file, told)
+                return change_of(db, file, told)
         noted = self._noted.get(job_id)
         if noted is None and not told:
             return None
@@ -281,15 +296,15 @@ class ReadModel:
         ((total,),) = self._rows(f"SELECT count(*) {_LETTERS_FROM}", where)
         return LetterPage(tuple(_summary(each) for each in found), _int(total))
 
-    def letter(self, letter_id: str) -> tuple[LetterSummary, LetterPlace] | None:
-        """A dead letter, and where all of it can be read."""
+    def letter(self, letter_id: str) -> tuple[FoundLetter, LetterPlace] | None:
+        """A dead letter without its message's value, and where all of it can be read."""
         where = _Where()
         where.equal(letter_id=letter_id)
         found = self._rows(_LETTERS, where)
         if not found:
             return None
         _, _, topic, partition, offset = found[0]
-        return _summary(found[0]), LetterPlace(str(topic), _int(partition), _int(offset))
+        return _letter(found[0]), LetterPlace(str(topic), _int(partition), _int(offset))
 
     def usage(self, *, tenant: str | None = None, since: datetime, window_s: int) -> list[UsageWindowed]:
         """Windows of that length that ended after `since`, oldest first."""
@@ -463,27 +478,20 @@ def _told(db: sqlite3.Connection, job_id: str, after: Position) -> Iterator[Told
     yield from (told for _, told in heapq.merge(*found, key=lambda each: each[0]))
 
 
-def _change(db: sqlite3.Connection, file: File, told: Sequence[Told]) -> Change:
-    row = file.row()
-    return Change(
-        row.job_id,
-        told,
-        row.state,
-        ended=ended(file.evidence, row),
-        settled=settled(db, file.evidence, row),
-        updated_at=row.updated_at,
-    )
-
-
 def _review(row: Sequence[object]) -> Review:
     requested, decided = row
     decision = None if decided is None else ReviewDecided.model_validate_json(_bytes(decided))
     return Review(ReviewRequested.model_validate_json(_bytes(requested)), decision)
 
 
-def _summary(row: Sequence[object]) -> LetterSummary:
+def _letter(row: Sequence[object]) -> FoundLetter:
     redriven_at = None if row[1] is None else moment(_int(row[1]))
-    return summary(DeadLetter.model_validate_json(_bytes(row[0])), redriven_at)
+    return FoundLetter(DeadLetter.model_validate_json(_bytes(row[0])), redriven_at)
+
+
+def _summary(row: Sequence[object]) -> LetterSummary:
+    found = _letter(row)
+    return summary(found.letter, found.redriven_at)
 
 
 def _bytes(column: object) -> bytes:

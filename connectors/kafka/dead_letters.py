@@ -148,6 +148,10 @@ class _Reading:
     unreadable: int = 0
 
 
+class UnknownLetter(Fatal):
+    """There is no dead letter with this id, or not any more."""
+
+
 class Pace:
     """Lets one pass at a time, `rate_per_s` at most, and never makes up for time that was lost: so no bursts."""
 
@@ -469,5 +473,7 @@ def _refuse_ambiguous(prefix: str, found: Mapping[str, object] | set[str]) -> No
         raise Fatal(f"{prefix} begins the ids of several dead letters, such as {first} and {second}; give more of it")
 
 
-def _unknown(letter_id: str, bootstrap: str) -> Fatal:
-    return Fatal(f"no dead letter at {bootstrap} has the id {letter_id}, or one that begins so; see: headrace dlq list")
+def _unknown(letter_id: str, bootstrap: str) -> UnknownLetter:
+    return UnknownLetter(
+        f"no dead letter at {bootstrap} has the id {letter_id}, or one that begins so; see: headrace dlq list"
+    )

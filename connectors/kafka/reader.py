@@ -40,6 +40,9 @@ class TopicReader:
         self._entered = Consumer(
             {
                 "queued.max.messages.kbytes": "16384",
+                # Nobody waits for what is not there yet. A broker answers the requests of a connection in turn: behind
+                # the default's long poll of half a second, the next reading began as late.
+                "fetch.wait.max.ms": "10",
                 **base_config(self._bootstrap, self._config, self._errors),
                 "group.id": "headrace.reader",  # required by the client; nothing is committed
                 "enable.auto.commit": False,

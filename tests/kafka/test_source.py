@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from connectors.kafka.positions import GroupPositions, Position
 from connectors.kafka.topics import group_lag
 from tests.kafka.apache_kafka import ApacheKafka
 from tests.kafka.client import committed, count, values, wait_for, write
@@ -67,6 +68,26 @@ def test_lag_is_visible_to_an_admin_client_and_returns_to_zero(
     flow.start()
     wait_for("all committed", lambda: sum(committed(kafka.bootstrap, f"g-{source}", source).values()) == 300)
     assert sum(group_lag(kafka.bootstrap, f"g-{source}", [source]).values()) == 0
+
+
+def test_an_idle_flows_positions_come_to_the_ends_and_a_group_that_is_none_is_no_error(
+    kafka: ApacheKafka, new_topic: Callable[..., str], relay: Callable[..., Relay]
+) -> None:
+    """What is committed trails by a snapshot: without a further record, the next snapshot commits it."""
+    source, sink = new_topic(), new_topic()
+    flow = relay(kafka.bootstrap, source, sink)
+    write(kafka.bootstrap, source, numbers(0, 300))
+    flow.start()
+    positions = GroupPositions(kafka.bootstrap)
+
+    def found() -> list[Position]:
+        groups = positions.of([f"g-{source}", "no-such-group"], [source, "no-such-topic"])
+        assert groups.keys() <= {f"g-{source}"}
+        return groups.get(f"g-{source}", [])
+
+    wait_for("nothing left", lambda: sum(each.committed or 0 for each in found()) == 300)
+    assert [each.lag for each in found()] == [0, 0, 0, 0]
+    assert sum(each.end for each in found()) == 300
 
 
 def test_committed_offsets_never_claim_more_than_a_restart_would_resume_from(
