@@ -222,6 +222,7 @@ def _streams(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
         "sse_lost": told.lost,
         "sse_repeated": told.repeated,
         "sse_resumed": told.resumed,
+        "sse_refused": told.refused,
         "sse_cpu_us": round(cpu_s / told.events * 1e6),
         "sse_kb_per_stream": round(kb_per_stream, 1),
     }

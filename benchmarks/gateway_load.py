@@ -177,13 +177,16 @@ async def _watching(client: Client, job_ids: Sequence[str], leave_at: int, timeo
     _, late = await asyncio.wait(tasks, timeout=timeout_s)
     for each in late:
         each.cancel()
+    refusals = [refusal for watch in watches for refusal in watch.refusals]
+    for refusal in refusals[:1]:
+        click.echo(f"{len(refusals)} streams were refused or cut, the first with {refusal}", err=True)
     latencies_ms = sorted(latency_s * 1000 for watch in watches for latency_s in watch.latencies_s)
     return Streamed(
         events=sum(watch.events for watch in watches),
         lost=sum(watch.lost for watch in watches),
         repeated=sum(watch.repeated for watch in watches),
         resumed=sum(watch.connections - 1 for watch in watches),
-        refused=sum(watch.refused for watch in watches),
+        refused=len(refusals),
         unended=len(late),
         p50_ms=percentile(latencies_ms, 50),
         p99_ms=percentile(latencies_ms, 99),

@@ -63,7 +63,7 @@ class Watch:
         self.state: str | None = None  # as the stream's end says it
         self.events = 0
         self.connections = 0
-        self.refused = 0
+        self.refusals: list[str] = []  # what it was told in place of a stream that ends
         self.latencies_s: list[float] = []  # of deltas produced while it was connected
 
     async def follow(self) -> None:
@@ -72,7 +72,7 @@ class Watch:
             try:
                 self._rest = b""
                 self._connection = await Connection.open(self._client.at, self)
-                await self._connection.ask(self._client.watching(self._job_id, self._last_id))
+                answer = await self._connection.ask(self._client.watching(self._job_id, self._last_id))
             except (OSError, Retryable):
                 await asyncio.sleep(_BACK_S)
                 continue
@@ -80,7 +80,7 @@ class Watch:
                 if self._connection is not None:
                     self._connection.close()
             if self.state is None:
-                self.refused += 1
+                self.refusals.append(f"{answer.status} {answer.body.decode()[:500]}")
                 await asyncio.sleep(_AGAIN_S)
 
     def began(self) -> None:
