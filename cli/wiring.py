@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
+from cli.objects import object_store
 from connectors.circuit import Circuits
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
@@ -305,11 +306,3 @@ def sketch(name: str) -> Dataflow:
     settings = Settings(kafka_bootstrap="localhost")
     topics = KafkaTopics(ReliableProducer("localhost"), settings, name, Stop(), Pressure())
     return build(name, Runtime(topics, absent, Stop()), cast("Connectors", connectors), Settings())
-
-
-def object_store(settings: Settings) -> ObjectStore:
-    """The claim-check store, and what else document URIs may name."""
-    base = settings.object_store or str((settings.data_dir / "objects").resolve())
-    return ObjectStore(
-        base, file_roots=settings.file_roots, protocols=settings.store_protocols, http_hosts=settings.http_hosts
-    )

@@ -29,7 +29,7 @@ ALL = "*"
 
 PREFIX = "hr_"
 _MOST_BUCKETS = 10_000  # clients that are remembered; of more, those that were silent longest begin anew
-_FAILURES_PER_S = 1.0  # failed authentications per client address: far below any guessing
+_FAILURES_PER_S = 1.0  # per client address, which a proxy's clients share: so whoever has a key is not held up by them
 _FAILURES_BURST = 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
@@ -92,10 +92,6 @@ class Buckets:
         self._clock = clock
         self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
 
-    def wait_s(self, name: str) -> float:
-        """Seconds until there is a token."""
-        return max(0.0, (1.0 - self._tokens(name)) / self._per_s)
-
     def take(self, name: str) -> float:
         """Take a token: 0; or how long to wait for one, in seconds."""
         tokens = self._tokens(name)
@@ -128,13 +124,11 @@ class Keys:
         """Who that is. `client`: the address. Raises Problem: 401, or 429 if there were too many requests."""
         if self.open:
             return Caller(ALL, open=True)
-        if (wait_s := self._failures.wait_s(client)) > 0:
-            raise _too_many(wait_s, "failed authentications from this address")
         digest = None if key is None else digest_of(key)
         tenant = None if digest is None else self._tenants.get(digest)
         if digest is None or tenant is None:
-            if key is not None:
-                self._failures.take(client)
+            if (wait_s := self._failures.take(client)) > 0:
+                raise _too_many(wait_s, "requests without a key that is known, from this address")
             raise Problem(
                 401,
                 "no-key" if key is None else "unknown-key",

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 
 from schemas.errors import HeadraceError, Poison, Retryable
@@ -118,7 +120,6 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": DESCRIPTIONS[status],
-            "model": ProblemDetails,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
         }
         for status in sorted({400, 401, 403, 422, 429, *statuses})
@@ -146,10 +147,16 @@ def install(app: FastAPI) -> None:
     """Make problems of everything that a route raises."""
 
     async def problem(request: Request, error: Exception) -> Response:
-        return problem_of(error).response(request.url.path)
+        return problem_of(error).response(path_of(request))
 
     for kind in (Problem, HTTPException, RequestValidationError, HeadraceError):
         app.add_exception_handler(kind, problem)
+
+
+def path_of(connection: HTTPConnection) -> str:
+    """The path as it was sent, percent-encoded, without the query."""
+    raw: bytes = connection.scope.get("raw_path") or quote(connection.scope["path"]).encode()
+    return raw.decode("ascii", errors="replace")
 
 
 def problem_of(error: Exception) -> Problem:  # noqa: PLR0911  # one return per class

@@ -1,0 +1,200 @@
+"""`headrace gateway` and `headrace keys`, as processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from connectors.kafka.embedded import EmbeddedKafka
+from gateway.keys import digest_of
+from tests.gateway.running import RunningGateway, create_all_topics, until
+from tests.headrace_process import headrace
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[EmbeddedKafka]:
+    with EmbeddedKafka() as kafka:
+        create_all_topics(kafka)
+        yield kafka
+
+
+def test_sigterm_ends_streams_at_once_and_the_process_with_0(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with RunningGateway(kafka.bootstrap, tmp_path) as gateway:
+        job_id = gateway.ready().ask()
+        with gateway.client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+            assert stream.status_code == 200
+            began = time.monotonic()
+            assert gateway.terminate() == 0
+            assert time.monotonic() - began < 4.0
+            assert "event: end" not in stream.read().decode()  # the job goes on: the client comes back
+        assert "Traceback" not in gateway.log.read_text()
+
+
+def test_sigterm_lets_whoever_waits_have_an_answer(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with RunningGateway(kafka.bootstrap, tmp_path) as gateway:
+        gateway.ready()
+        host, port = gateway.url.removeprefix("http://").split(":")
+        body = json.dumps({"prompt": "?", "job_id": "waited-for"})
+        with socket.create_connection((host, int(port))) as waiting:
+            head = (
+                f"POST /v1/requests HTTP/1.1\r\nHost: {host}\r\nPrefer: wait=60\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            waiting.sendall((head + body).encode())
+            until(lambda: gateway.client.get("/v1/jobs/waited-for").status_code == 200)
+            assert gateway.terminate() == 0
+            assert waiting.makefile("rb").readline().split()[1] == b"202"
+
+
+def test_a_killed_gateway_knows_its_jobs_and_keys_when_it_is_back(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    key = {"Idempotency-Key": str(uuid4())}
+    with RunningGateway(kafka.bootstrap, tmp_path) as gateway:
+        job_id = gateway.ready().post("/v1/requests", {"prompt": "One?"}, **key).json()["job_id"]
+        gateway.kill()
+    with RunningGateway(kafka.bootstrap, tmp_path) as gateway:
+        assert gateway.ready().client.get(f"/v1/jobs/{job_id}").json()["state"] == "accepted"
+        assert gateway.post("/v1/requests", {"prompt": "One?"}, **key).json()["job_id"] == job_id
+        assert gateway.post("/v1/requests", {"prompt": "Two?"}, **key).status_code == 422
+        told = gateway.client.get(f"/v1/jobs/{job_id}/timeline").json()["timeline"]
+        assert [each["what"] for each in told] == ["submitted"]
+
+
+def test_a_second_gateway_knows_what_the_first_one_has_accepted(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with (
+        RunningGateway(kafka.bootstrap, tmp_path / "one") as one,
+        RunningGateway(kafka.bootstrap, tmp_path / "two") as two,
+    ):
+        one.ready()
+        two.ready()
+        for _ in range(5):  # the second one is asked at once
+            assert two.client.get(f"/v1/jobs/{one.ask(job_id=str(uuid4()))}").status_code == 200
+
+
+def test_without_kafka_it_starts_and_says_what_is_missing(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        bootstrap = f"127.0.0.1:{unused.getsockname()[1]}"
+        with RunningGateway(bootstrap, tmp_path) as gateway:
+            assert gateway.client.get("/healthz").status_code == 200
+            not_ready = gateway.client.get("/readyz")
+            assert not_ready.status_code == 503
+            assert bootstrap in not_ready.json()["detail"]
+            assert gateway.client.get("/v1/jobs").json() == {"jobs": [], "next": None}
+            until(lambda: gateway.post("/v1/requests", {"prompt": "?"}).elapsed.total_seconds() < 0.5)
+            refused = gateway.post("/v1/requests", {"prompt": "?"})
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+            assert gateway.terminate() == 0
+
+
+def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return headrace("gateway", *arguments, HEADRACE_KAFKA_BOOTSTRAP="127.0.0.1:1", **variables)
+
+
+def test_without_keys_it_serves_loopback_alone(tmp_path: Path) -> None:
+    done = run("--host", "0.0.0.0", HEADRACE_DATA_DIR=str(tmp_path))  # noqa: S104  # which is what is refused
+    assert done.returncode == 2
+    assert "HEADRACE_GATEWAY_HOST=0.0.0.0" in done.stderr
+    assert "headrace keys create" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("HEADRACE_API_KEYS", '{"hr_mine": "acme"}', "does not begin with the SHA-256"),
+        ("HEADRACE_API_KEYS", "hr_mine", "not JSON"),
+        ("HEADRACE_API_KEYS_FILE", "/nonexistent/keys.json", "No such file"),
+    ],
+)
+def test_wrong_keys_are_one_line_that_names_the_variable(tmp_path: Path, variable: str, value: str, said: str) -> None:
+    done = run(HEADRACE_DATA_DIR=str(tmp_path), **{variable: value})
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert variable in line
+    assert said in line
+    assert "hr_mine" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("--port", port, HEADRACE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"headrace: the gateway cannot listen at 127.0.0.1:{port}: Address already in use")
+
+
+def test_two_gateways_with_one_file_are_told_apart(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with RunningGateway(kafka.bootstrap, tmp_path):
+        done = run("--port", "0", HEADRACE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert "HEADRACE_READ_MODEL" in done.stderr.strip().splitlines()[-1]
+
+
+def test_it_ends_with_whoever_started_it(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with RunningGateway(kafka.bootstrap, tmp_path, "--until-stdin-closes") as gateway:
+        assert gateway.process.stdin is not None
+        gateway.process.stdin.close()
+        assert gateway.process.wait(10) == 0
+
+
+def test_metrics_have_their_port(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with RunningGateway(kafka.bootstrap, tmp_path, HEADRACE_METRICS_PORT=str(port)) as gateway:
+        job_id = gateway.ready().ask()
+        with gateway.client.stream("GET", f"/v1/jobs/{job_id}/events"):
+            metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    assert 'headrace_gateway_requests_total{route="/v1/requests",status="202"} 1.0' in metrics
+    assert 'headrace_gateway_request_seconds_count{route="/v1/requests"} 1.0' in metrics
+    assert "headrace_gateway_streams 1.0" in metrics
+
+
+def test_a_key_that_was_made_opens_the_gateway(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    made = headrace("keys", "create", "acme")
+    assert made.returncode == 0
+    key, entry = made.stdout.splitlines()[0], json.loads(made.stdout.splitlines()[-1])
+    assert entry == {digest_of(key): "acme"}
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps(entry))
+    with RunningGateway(kafka.bootstrap, tmp_path, key=key, HEADRACE_API_KEYS_FILE=str(file)) as gateway:
+        assert gateway.client.get("/v1/me").json() == {"tenant": "acme", "open": False}
+        assert httpx.get(f"{gateway.url}/v1/me", trust_env=False).status_code == 401
+
+
+def test_a_key_is_for_a_tenant() -> None:
+    assert headrace("keys", "create", "no tenant").returncode == 2
+    assert json.loads(headrace("keys", "create", "*", "--json").stdout)["entry"].popitem()[1] == "*"
+
+
+def test_ctrl_c_ends_it_with_0(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with RunningGateway(kafka.bootstrap, tmp_path) as gateway:
+        gateway.process.send_signal(2)
+        assert gateway.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("command", ["gateway", "keys"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cli.main", command, "--help"],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "sentence_transformers" not in done.stderr
+
+
+def test_a_gateway_does_not_load_the_engine() -> None:
+    code = "import sys, cli.gateway; print(sorted({'bytewax', 'numpy', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
