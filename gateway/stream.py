@@ -8,7 +8,7 @@ last, and told only if the job has ended.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ class _Telling:
             self._ends_at = time.monotonic() + GRACE_S
 
 
-async def told(read_model: ReadModel, hub: Hub, job_id: str, after: Position) -> AsyncIterator[Sequence[Said]]:
+async def told(read_model: ReadModel, hub: Hub, job_id: str, after: Position) -> AsyncGenerator[Sequence[Said], None]:
     """What has happened since `after`, then what happens, until the job ends; nothing, once per HEARTBEAT_S of silence.
 
     Raises StreamEnds if the watcher has to come back with its position.

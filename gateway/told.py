@@ -25,7 +25,7 @@ class Position:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The inverse of `str`; ValueError for anything else."""
-        written = _WRITTEN.fullmatch(text, re.ASCII) if text.isascii() else None
+        written = _WRITTEN.fullmatch(text) if text.isascii() else None
         if written is None:
             raise ValueError(
                 f"{text[:80]!r} is no position in a stream, such as s12.d40.r3; leave it out to begin anew"
