@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its documented names
 
 from connectors.kafka.client import ConnectionErrors, base_config, cause
@@ -30,13 +30,15 @@ class Position:
 
 
 class GroupPositions:
-    """Asks one broker, over one connection that stays, about any number of groups. Blocking; for one thread."""
+    """Asks one broker, over connections that stay, one for each group. Blocking; for one thread."""
 
     def __init__(self, bootstrap: str, config: Mapping[str, str] | None = None) -> None:
         self._bootstrap = bootstrap
         self._errors = ConnectionErrors("lag")
-        settings: dict[str, Any] = base_config(bootstrap, config or {}, self._errors)  # its stub knows of no callbacks
+        settings: dict[str, Any] = base_config(bootstrap, config or {}, self._errors)  # stubs know no callbacks
         self._admin = AdminClient(settings)
+        self._settings = settings
+        self._members: dict[str, Consumer] = {}
 
     def of(self, group_ids: Sequence[str], topics: Sequence[str]) -> dict[str, list[Position]]:
         """Each group's positions in all partitions of those of `topics` where it has committed anything.
@@ -73,15 +75,19 @@ class GroupPositions:
 
     def _committed(self, group_id: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
         """Offsets by place, where there are any. The embedded broker answers only for named partitions."""
-        request = ConsumerGroupTopicPartitions(group_id, list(places))
-        future = self._admin.list_consumer_group_offsets([request], request_timeout=_TIMEOUT_S)[group_id]
-        try:
-            answer = future.result()  # librdkafka ends it, by the timeout
-        except KafkaException as error:
-            if cause(error).code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
-            raise
-        return {(each.topic, each.partition): each.offset for each in answer.topic_partitions if each.offset >= 0}
+        answer = self._member(group_id).committed(list(places), timeout=_TIMEOUT_S)
+        return {(each.topic, each.partition): each.offset for each in answer if each.offset >= 0}
+
+    def _member(self, group_id: str) -> Consumer:
+        """A consumer that could be in the group, and joins nothing.
+
+        An AdminClient could ask for all groups, but ends the process by a segmentation fault when their coordinator
+        has moved, or is not there yet: https://github.com/confluentinc/librdkafka/issues/5040.
+        """
+        if group_id not in self._members:
+            settings = {**self._settings, "group.id": group_id, "enable.auto.commit": False}
+            self._members[group_id] = Consumer(settings)
+        return self._members[group_id]
 
     def _offsets(self, places: set[tuple[str, int]], which: OffsetSpec) -> dict[tuple[str, int], int]:
         if not places:
