@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,6 @@ from schemas.results import ResultCompleted, Timings, TokenCount
 from schemas.topics import CATALOGUE, dead_letter_topics
 from tests.headrace_process import RunningFlows
 from tests.kafka.apache_kafka import ApacheKafka, missing_tools
-from tests.kafka.client import wait_for
 
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 16  # as `headrace topics create` makes
@@ -91,18 +91,28 @@ class _Gateway:
                 command, env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
             )
         line = _line(self._process)
-        if not line.startswith("gateway: "):
-            raise HeadraceError(f"the gateway did not start: {self._log.read_text()[-2000:]}")
         self.url = line.removeprefix("gateway: ").strip().rstrip("/")
-        wait_for("the gateway's read model is caught up", self._ready, _START_S)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            _kill(self._process)
+            raise
         return self
 
-    def _ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/readyz") as answer:  # noqa: S310  # on loopback
-                return bool(answer.status == 200)  # noqa: PLR2004
-        except OSError:
-            return False
+    def _wait_until_ready(self) -> None:
+        """Until /readyz says so: Kafka answers, and the read model is caught up."""
+        answer = "nothing"
+        until = time.monotonic() + _START_S
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/readyz"):  # noqa: S310  # on loopback
+                    return
+            except urllib.error.HTTPError as error:
+                answer = error.read().decode()
+            except (OSError, ValueError) as error:
+                answer = str(error)
+            time.sleep(0.05)
+        raise HeadraceError(f"the gateway did not start: {answer}; its log ends with {self._log.read_text()[-1000:]}")
 
     @property
     def rss_kb(self) -> int:
