@@ -24,6 +24,7 @@ from connectors.kafka.positions import GroupPositions
 from connectors.settings import Settings
 from gateway.access import is_loopback
 from gateway.app import create_app
+from gateway.bounded_http import BoundedHttp
 from gateway.hub import Hub
 from gateway.keys import Keys, configured
 from gateway.lag import Lag
@@ -100,7 +101,7 @@ async def _serve(settings: Settings, keys: Keys, listening: socket.socket, *, un
             uvicorn.Config(
                 create_app(parts),
                 loop="none",
-                http="httptools",
+                http=BoundedHttp,
                 ws="websockets-sansio",
                 ws_max_size=_MESSAGE_MAX_BYTES,
                 ws_ping_interval=_PING_S,

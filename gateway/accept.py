@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
 from connectors.kafka.record import outgoing
-from gateway.body import JsonObject, bounded, read_json, text_of, wrong
+from gateway.body import JsonObject, read_json, text_of, wrong
 from gateway.job_view import Accepted, JobView, links_of
 from gateway.jobs import Jobs
 from gateway.keys import Authenticated, Caller
@@ -32,7 +32,6 @@ from schemas.event import derive_id, utc_now
 from schemas.requests import RequestSubmitted
 
 MOST_WAIT_S = 120
-_FORM_BYTES = 100_000  # what a multipart body has besides its document
 _RECENT = 50_000  # jobs with a key that are remembered until the read model certainly knows them; some 15 MB
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -199,8 +198,7 @@ async def _received(
         upload_of(caller, form, sending, "file:///checked")  # nothing is stored for what is refused
         return form.key(caller.acting_for(form.fields.get("tenant")))
 
-    body = bounded(request, max_bytes + _FORM_BYTES)
-    got: Received = await receive(body, boundary, parts.store, max_bytes=max_bytes, named=named)
+    got: Received = await receive(request.stream(), boundary, parts.store, max_bytes=max_bytes, named=named)
     sent: JsonObject = {**got.form.fields, "filename": got.form.filename, "sha256": got.form.sha256}
     return upload_of(caller, got.form, sending, got.uri), sent
 

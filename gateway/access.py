@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +31,9 @@ _SECONDS = Histogram(
 )
 _STREAMS = Gauge("headrace_gateway_streams", "Streams of jobs that are open: SSE and WebSocket.")
 
+UPLOADS = "/v1/documents"
+"""The only path whose bodies may be larger than JSON is."""
+
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _QUIET = frozenset({"/healthz", "/readyz", "/console", "/"})
 _CLIENT_GONE = 499  # as nginx calls it
@@ -42,10 +46,14 @@ _SITE = (
 class Access:
     """The outermost middleware."""
 
-    def __init__(self, app: ASGIApp, *, is_open: bool, cors_origins: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, is_open: bool, cors_origins: Collection[str], max_body_bytes: int, max_upload_bytes: int
+    ) -> None:
         self._app = app
         self._is_open = is_open
         self._cors_origins = frozenset(cors_origins)
+        self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, and tell of it."""
@@ -60,7 +68,7 @@ class Access:
         try:
             problem = self._refusal(scope) if self._is_open else None
             if problem is None:
-                await self._app(scope, receive, answer.send)
+                await self._app(scope, self._bounded(scope, receive), answer.send)
             else:
                 await _refuse(problem, scope, receive, answer)
         except ClientDisconnect:
@@ -74,6 +82,27 @@ class Access:
             if is_stream:
                 _STREAMS.dec()
             _tell(scope, answer.status, time.monotonic() - began, is_stream=is_stream)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """The body, read no further than its limit. Its reader gets an HTTPException, which frameworks let pass."""
+        if scope["type"] != "http":
+            return receive
+        most = self._max_upload_bytes if scope["path"] == UPLOADS else self._max_body_bytes
+        declared = Headers(scope=scope).get("content-length", "")
+        too_large = HTTPException(413, f"the body has more than {most} bytes", {"Connection": "close"})
+        left = most
+
+        async def bounded() -> Message:
+            nonlocal left
+            if declared.isdigit() and (len(declared) > len(str(most)) or int(declared) > most):
+                raise too_large
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise too_large
+            return message
+
+        return bounded
 
     def _refusal(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)

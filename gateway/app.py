@@ -21,6 +21,8 @@ from schemas.requests import RequestSubmitted
 
 CONSOLE = Path(__file__).parent / "console"
 VERSION = "1"
+FORM_BYTES = 100_000
+"""What a multipart body has besides its document."""
 
 _ABOUT = """\
 A thin layer over events: what is accepted is durable in Kafka, and what is shown is what the topics say.
@@ -61,7 +63,13 @@ def create_app(parts: Parts) -> FastAPI:
             allow_headers=["Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID"],
             expose_headers=["Location", "Retry-After", "Preference-Applied"],
         )
-    app.add_middleware(Access, is_open=parts.keys.open, cors_origins=parts.limits.cors_origins)
+    app.add_middleware(
+        Access,
+        is_open=parts.keys.open,
+        cors_origins=parts.limits.cors_origins,
+        max_body_bytes=parts.limits.max_body_bytes,
+        max_upload_bytes=parts.limits.max_document_bytes + FORM_BYTES,
+    )
     return app
 
 

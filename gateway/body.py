@@ -1,6 +1,4 @@
-"""Bodies of requests, read no further than their limit, and JSON that can do no harm."""
-
-from collections.abc import AsyncIterator
+"""JSON bodies of requests, read so that they can do no harm."""
 
 from pydantic_core import from_json
 from starlette.requests import Request
@@ -8,20 +6,6 @@ from starlette.requests import Request
 from gateway.problems import Fault, Problem
 
 JsonObject = dict[str, object]
-
-
-async def bounded(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body in chunks. Raises Problem (413) as soon as there is more of it than that."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > len(str(max_bytes)) or int(declared) > max_bytes):
-        raise _too_large(max_bytes)
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        if chunk:
-            yield chunk
 
 
 async def read_json(request: Request, max_bytes: int) -> JsonObject:
@@ -32,11 +16,15 @@ async def read_json(request: Request, max_bytes: int) -> JsonObject:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise Problem(415, "media-type", "send application/json")
-    body = b"".join([chunk async for chunk in bounded(request, max_bytes)])
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise Problem(413, "too-large", f"the body has more than {max_bytes} bytes")
     if not body.strip():
         return {}
     try:
-        found = from_json(body, allow_inf_nan=False)
+        found = from_json(bytes(body), allow_inf_nan=False)
     except ValueError as error:
         raise Problem(400, "malformed", f"the body is no JSON: {error}") from None
     if not isinstance(found, dict):
@@ -55,7 +43,3 @@ def text_of(fields: JsonObject, name: str) -> str | None:
 def wrong(field: str, message: str) -> Problem:
     """One field of the body is."""
     return Problem(422, "invalid", f"{field}: {message}", faults=[Fault(field, message)])
-
-
-def _too_large(max_bytes: int) -> Problem:
-    return Problem(413, "too-large", f"the body has more than {max_bytes} bytes", headers={"Connection": "close"})

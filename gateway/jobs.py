@@ -104,7 +104,15 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         ),
         "content": {
             "text/event-stream": {
-                "schema": {"type": "string"},
+                "schema": {
+                    "type": "object",
+                    "required": ["id", "event", "data"],
+                    "properties": {
+                        "id": {"type": "string", "description": "Where the stream is resumed: `s12.d40.r3`."},
+                        "event": {"enum": ["status", "delta", "result", "end"]},
+                        "data": {"type": "string", "description": "JSON."},
+                    },
+                },
                 "example": 'id: s12.d40.r3\nevent: end\ndata: {"job_id": "q-1", "state": "completed"}\n\n',
             }
         },

@@ -136,7 +136,8 @@ def invalid(error: ValidationError | RequestValidationError, *, at: str = "the b
     """Fields that are wrong, without what was sent in them."""
     faults = []
     for each in error.errors() if isinstance(error, RequestValidationError) else error.errors(include_input=False):
-        place = ".".join(str(part) for part in each["loc"]) or at
+        path = each["loc"][1:] if isinstance(error, RequestValidationError) else each["loc"]  # without `query`, `body`
+        place = ".".join(str(part) for part in path) or at
         message = str(each["msg"]).removeprefix("Value error, ")
         faults.append(Fault(place[:200], message[:500]))
     first = faults[0] if faults else Fault(at, "not as expected")
@@ -164,6 +165,8 @@ def problem_of(error: Exception) -> Problem:  # noqa: PLR0911  # one return per 
     match error:
         case Problem():
             return error
+        case HTTPException(status_code=413):
+            return Problem(413, "too-large", str(error.detail), headers=error.headers)
         case HTTPException(status_code=404):
             return Problem(404, "unknown-path", "there is nothing at this path; /openapi.json lists what there is")
         case HTTPException():

@@ -14,7 +14,9 @@ from typing import Self
 import httpx
 
 from connectors.kafka.embedded import EmbeddedKafka
+from schemas.results import ResultCompleted, Timings, TokenCount
 from schemas.topics import CATALOGUE, dead_letter_topics
+from tests.headrace_process import PlainClient
 
 START_S = 60.0
 DEADLINE_S = 30.0
@@ -114,3 +116,18 @@ def until(condition: Callable[[], bool], *, within_s: float = DEADLINE_S) -> Non
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come to hold"
         time.sleep(0.02)
+
+
+def answer_to(bootstrap: str, job_id: str, text: str = "Every 400 hours.", tenant: str = "acme") -> None:
+    """As the flow would."""
+    result = ResultCompleted(
+        job_id=job_id,
+        tenant=tenant,
+        kind="answer",
+        text=text,
+        finish_reason="stop",
+        usage=TokenCount(prompt_tokens=10, completion_tokens=5),
+        model="test",
+        timings=Timings(queued_s=0, retrieve_s=0, infer_s=0),
+    )
+    PlainClient(bootstrap).send("results.completed", result.encode(), key=job_id)

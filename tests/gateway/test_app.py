@@ -25,9 +25,7 @@ from schemas.cancellations import CancelRequested
 from schemas.documents import DocumentUploaded
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
-from schemas.results import ResultCompleted, Timings, TokenCount
-from tests.gateway.running import RunningGateway, bearer, create_all_topics, until
-from tests.headrace_process import PlainClient
+from tests.gateway.running import RunningGateway, answer_to, bearer, create_all_topics, until
 
 Payload = dict[str, Any]
 
@@ -108,21 +106,6 @@ def upload(gateway: RunningGateway, content: bytes, name: str = "a.txt", **field
     return accepted
 
 
-def answer_to(kafka: EmbeddedKafka, job_id: str, text: str = "Every 400 hours.", tenant: str = "acme") -> None:
-    """As the flow would."""
-    result = ResultCompleted(
-        job_id=job_id,
-        tenant=tenant,
-        kind="answer",
-        text=text,
-        finish_reason="stop",
-        usage=TokenCount(prompt_tokens=10, completion_tokens=5),
-        model="test",
-        timings=Timings(queued_s=0, retrieve_s=0, infer_s=0),
-    )
-    PlainClient(kafka.bootstrap).send("results.completed", result.encode(), key=job_id)
-
-
 def problem(answer: httpx.Response, status: int, slug: str | None = None) -> Payload:
     """The problem that it is."""
     assert answer.status_code == status, answer.text
@@ -157,7 +140,7 @@ def test_a_job_is_known_as_soon_as_it_is_accepted(gateway: RunningGateway) -> No
 def test_a_job_tells_its_story_and_its_answer(gateway: RunningGateway, kafka: EmbeddedKafka) -> None:
     job_id = gateway.ask(job_id=str(uuid4()))
     problem(gateway.client.get(f"/v1/jobs/{job_id}/result"), 404, "no-result")
-    answer_to(kafka, job_id, "Every 400 hours.")
+    answer_to(kafka.bootstrap, job_id, "Every 400 hours.")
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["ended"]))
     job = gateway.client.get(f"/v1/jobs/{job_id}").json()
     assert job["result"]["text"] == "Every 400 hours."
@@ -170,7 +153,7 @@ def test_a_job_tells_its_story_and_its_answer(gateway: RunningGateway, kafka: Em
 
 def test_a_long_result_is_behind_its_link_alone(gateway: RunningGateway, kafka: EmbeddedKafka) -> None:
     job_id = gateway.ask(job_id=str(uuid4()))
-    answer_to(kafka, job_id, "x" * 70_000)
+    answer_to(kafka.bootstrap, job_id, "x" * 70_000)
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["ended"]))
     job = gateway.client.get(f"/v1/jobs/{job_id}").json()
     assert job["result"] is None
@@ -285,7 +268,7 @@ def test_whoever_waits_gets_the_job_when_it_has_ended(gateway: RunningGateway, k
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(gateway.post, "/v1/requests", {"prompt": "?", "job_id": job_id}, Prefer="wait=25")
         until(lambda: gateway.client.get(f"/v1/jobs/{job_id}").status_code == 200)
-        answer_to(kafka, job_id)
+        answer_to(kafka.bootstrap, job_id)
         answer = waiting.result()
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=25"
@@ -307,7 +290,7 @@ def test_a_job_is_cancelled_by_an_event_unless_it_has_ended(gateway: RunningGate
     event = CancelRequested.model_validate(body)
     assert (event.tenant, event.reason) == ("acme", "too late")
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["cancel_requested"]))
-    answer_to(kafka, job_id)
+    answer_to(kafka.bootstrap, job_id)
     until(lambda: bool(gateway.client.get(f"/v1/jobs/{job_id}").json()["ended"]))
     problem(gateway.client.delete(f"/v1/jobs/{job_id}"), 409, "ended")
     problem(gateway.client.delete("/v1/jobs/nobody-knows"), 404, "unknown-job")
@@ -347,6 +330,45 @@ def test_a_hostile_body_is_a_problem_of_its_sender(gateway: RunningGateway, body
         if status != 202:
             assert "x" * 50 not in json.dumps(problem(answer, status))
     assert gateway.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/reviews/r/approve", "/v1/dead-letters/d/redrive", "/v1/requests"])
+def test_no_route_reads_a_body_beyond_its_limit(gateway: RunningGateway, path: str) -> None:
+    content = b'{"note": "' + b"x" * 5_000_000 + b'"}'
+    for body in (content, iter([content])):
+        answer = gateway.client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in {404, 413}  # where no body is read, the connection ends with the answer
+    assert gateway.client.get("/healthz").status_code == 200
+
+
+def send_endlessly(endless: socket.socket) -> None:
+    for _ in range(1000):
+        endless.sendall(b"x" * 65_536)
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        b"GET /?",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"GET / HTTP/1.1\r\nX: y\r\nY",
+        b"POST /v1/requests HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ",  # trailers
+    ],
+)
+def test_endless_headers_are_cut_off(gateway: RunningGateway, begins: bytes) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as endless:
+        endless.sendall(begins)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            send_endlessly(endless)
+    assert gateway.client.get("/healthz").status_code == 200
+
+
+def test_small_chunks_are_no_reason_to_be_cut_off(gateway: RunningGateway) -> None:
+    body = json.dumps({"prompt": "x" * 100_000, "job_id": str(uuid4())}).encode()
+    chunks = (body[start : start + 100] for start in range(0, len(body), 100))
+    answer = gateway.client.post("/v1/requests", content=chunks, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 202
 
 
 def test_fields_that_are_wrong_are_named(gateway: RunningGateway) -> None:
