@@ -12,14 +12,15 @@ from connectors.kafka.record import outgoing
 from schemas.dead_letter import DeadLetter
 from schemas.errors import HeadraceError
 from schemas.event import JobEvent
+from schemas.jobs import JobState, StatusChanged
 from schemas.topics import CATALOGUE, dead_letter_topics
 
 ENDS: dict[str, type[JobEvent]] = {
     topic.name: topic.event
     for topic in (*CATALOGUE, *dead_letter_topics())
-    if (topic.ends_job or topic.event is DeadLetter) and issubclass(topic.event, JobEvent)
+    if (topic.ends_job or topic.event in {DeadLetter, StatusChanged}) and issubclass(topic.event, JobEvent)
 }
-"""Topics on which a job ends, and the event that ends it there."""
+"""Topics on which a job ends, and the event that ends it there: of its statuses, that it was cancelled."""
 
 WINDOW = 256
 """Jobs submitted and not yet ended. An embedded broker forgets what is unconsumed beyond about 5 MB a partition: 256
@@ -32,7 +33,7 @@ ANSWER_S = 5.0
 
 
 class Follower:
-    """Submits events and yields what ends them: a result, an indexed document, or a dead letter."""
+    """Submits events and yields what ends them: a result, an indexed document, a dead letter, or a cancelled status."""
 
     def __init__(self, bootstrap: str, options: dict[str, str]) -> None:
         self._outbox = ReliableProducer(bootstrap, options).outbox()
@@ -134,4 +135,6 @@ class Follower:
 def _decode(message: Message) -> Iterator[JobEvent]:
     topic, value = message.topic(), message.value()
     if topic in ENDS and isinstance(value, bytes):
-        yield ENDS[topic].model_validate_json(value)
+        event = ENDS[topic].model_validate_json(value)
+        if not isinstance(event, StatusChanged) or event.state is JobState.CANCELLED:
+            yield event

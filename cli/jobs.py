@@ -1,4 +1,4 @@
-"""`headrace jobs show`: one job's story, told from the topics alone."""
+"""`headrace jobs`: one job's story, told from the topics alone; and its end, if nobody wants it any more."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,12 @@ import click
 
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
-from cli.text import cut, printable
+from cli.text import ShortText, cut, printable
 from connectors.kafka.job_history import read_history
+from connectors.kafka.producer import ReliableProducer
+from connectors.kafka.record import outgoing
+from connectors.settings import Settings
+from schemas.cancellations import REASON_MAX_CHARS, CancelRequested
 from schemas.errors import Fatal
 from schemas.event import utc_now
 from schemas.explanation import Evidence, Explanation, explain
@@ -20,7 +24,7 @@ ANSWER_CHARS = 300
 
 @click.group()
 def jobs() -> None:
-    """What became of a job."""
+    """What became of a job; and the end of one."""
 
 
 @jobs.command()
@@ -35,16 +39,39 @@ def show(job_id: str, bootstrap: str | None, *, full: bool, as_json: bool) -> No
     """
     settings = settings_for(kafka_bootstrap=bootstrap)
     configure_logs(settings.log_level)
-    brokers = bootstrap_of(settings)
-    evidence = read_history(brokers, settings.kafka_options, job_id)
-    if not evidence.known:
-        raise Fatal(f"no topic at {brokers} knows a job {printable(job_id)!r}; statuses are kept for 30 days")
+    evidence = _known(settings, job_id)
     explanation = explain(evidence, now=utc_now())
     if as_json:
         click.echo(json.dumps(_fields(explanation, evidence, full=full)))
         return
     for line in _told(explanation, evidence, full=full):
         click.echo(line)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--reason", type=ShortText(REASON_MAX_CHARS), help="Why; becomes part of the job's story.")
+@click.option("--bootstrap", metavar="HOST:PORT", help="Brokers; default: HEADRACE_KAFKA_BOOTSTRAP.")
+def cancel(job_id: str, reason: str | None, bootstrap: str | None) -> None:
+    """End job ID without a result, wherever it is. What is submitted again under its id ends as well."""
+    settings = settings_for(kafka_bootstrap=bootstrap)
+    configure_logs(settings.log_level)
+    explanation = explain(_known(settings, job_id), now=utc_now())
+    if explanation.standing.ended:
+        raise Fatal(f"job {printable(job_id)} has ended already: it is {explanation.standing}")
+    outbox = ReliableProducer(bootstrap_of(settings), settings.kafka_options).outbox()
+    outbox.send(outgoing(CancelRequested(job_id=job_id, tenant=explanation.tenant, reason=reason), step="jobs"))
+    outbox.flush()
+    click.echo(f"job {printable(job_id)} is to be cancelled")
+
+
+def _known(settings: Settings, job_id: str) -> Evidence:
+    """Everything about a job. Raises Fatal if there is nothing."""
+    brokers = bootstrap_of(settings)
+    evidence = read_history(brokers, settings.kafka_options, job_id)
+    if not evidence.known:
+        raise Fatal(f"no topic at {brokers} knows a job {printable(job_id)!r}; statuses are kept for 30 days")
+    return evidence
 
 
 def _told(explanation: Explanation, evidence: Evidence, *, full: bool) -> Iterator[str]:

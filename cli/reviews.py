@@ -11,7 +11,7 @@ import click
 from cli.configuration import bootstrap_of, settings_for
 from cli.dlq import terminal_columns
 from cli.logs import configure_logs
-from cli.text import at, columns, printable
+from cli.text import ShortText, at, columns, printable
 from connectors.kafka.dead_letters import PREFIX_CHARS
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import outgoing
@@ -43,22 +43,6 @@ class ReviewId(click.ParamType[str]):
                 param,
                 ctx,
             )
-        return text
-
-
-class ShortText(click.ParamType[str]):
-    """A text that fits into the event."""
-
-    name = "TEXT"
-
-    def __init__(self, max_chars: int) -> None:
-        self._max_chars = max_chars
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refused if it is too long."""
-        text = str(value)
-        if len(text) > self._max_chars:
-            self.fail(f"{len(text)} characters; at most {self._max_chars}", param, ctx)
         return text
 
 

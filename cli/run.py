@@ -19,7 +19,9 @@ from prometheus_client import start_http_server
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
+from connectors.cancellations import Cancellations
 from connectors.event_loop import EventLoop
+from connectors.kafka.cancellations import CancellationReader
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
@@ -91,13 +93,17 @@ def run_flows(
         owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
         connectors = stack.enter_context(connect(settings, loop, owner))
         producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
+        cancellations = Cancellations()
+        reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
+        stack.enter_context(reader)
         runs = []
         for name in names:
             pressure = Pressure()
             topics = KafkaTopics(producer, settings, name, stop, pressure)
-            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits)
+            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations)
             flow = build(name, runtime, connectors, settings)
             runs.append(_Run(name, flow, directories[name], settings, runtime))
+        reader.wait()  # it has read while the models were loaded
         settle_memory()
         for each in runs:
             each.thread.start()

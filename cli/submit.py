@@ -15,6 +15,7 @@ from cli.progress import progress
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.errors import HeadraceError
+from schemas.jobs import StatusChanged
 from schemas.requests import RequestSubmitted
 from schemas.results import ResultCompleted
 
@@ -67,6 +68,8 @@ def report(ended: object) -> dict[str, object]:
                 "error_class": ended.error_class,
                 "message": ended.message,
             }
+        case StatusChanged():
+            return {"job_id": ended.job_id, "state": ended.state, "step": ended.step, "message": ended.detail}
         case _:
             raise TypeError(f"{type(ended).__name__} ends no job")
 
@@ -101,15 +104,17 @@ def documents(paths: tuple[Path, ...], bootstrap: str | None, tenant: str, colle
     with Follower(bootstrap_of(settings), settings.kafka_options) as follower, progress(len(files)) as advance:
         for ended in follower.follow(uploads()):
             advance()
-            failed += isinstance(ended, DeadLetter)
+            failed += isinstance(ended, DeadLetter | StatusChanged)
             if as_json:
                 click.echo(json.dumps({"path": str(names[ended.job_id])} | report(ended)))
             elif isinstance(ended, DeadLetter):
                 click.echo(f"dead letter  {names[ended.job_id]}: {ended.message}")
+            elif isinstance(ended, StatusChanged):
+                click.echo(f"cancelled    {names[ended.job_id]}: {ended.detail}")
             elif isinstance(ended, DocumentIndexed):
                 click.echo(f"indexed      {names[ended.job_id]} ({ended.chunks} chunks)")
     if failed:
-        raise HeadraceError(f"{failed} of {len(files)} documents were dead-lettered")
+        raise HeadraceError(f"{failed} of {len(files)} documents were dead-lettered or cancelled")
 
 
 @submit.command()
@@ -130,6 +135,8 @@ def request(prompt: str, bootstrap: str | None, tenant: str, collection: str, *,
                 click.echo(rendered(ended))
             if isinstance(ended, DeadLetter):
                 raise HeadraceError(f"{ended.step}: {ended.message}")
+            if isinstance(ended, StatusChanged):
+                raise HeadraceError(f"{ended.step}: the request was cancelled: {ended.detail}")
 
 
 def question(prompt: str, *, tenant: str = "default", collection: str = "documents") -> RequestSubmitted:

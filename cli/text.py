@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+import click
+
 
 def printable(text: str) -> str:
     """`text` on one line, with what a terminal might obey shown as an escape."""
@@ -30,3 +32,19 @@ def columns(rows: Sequence[Sequence[str]], *, width: int, least_last: int = 30) 
         else:
             yield line.rstrip()
             yield f"    {cut(row[-1], width - 4)}"
+
+
+class ShortText(click.ParamType[str]):
+    """A text that fits into the event."""
+
+    name = "TEXT"
+
+    def __init__(self, max_chars: int) -> None:
+        self._max_chars = max_chars
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refused if it is too long."""
+        text = str(value)
+        if len(text) > self._max_chars:
+            self.fail(f"{len(text)} characters; at most {self._max_chars}", param, ctx)
+        return text

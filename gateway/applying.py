@@ -213,11 +213,12 @@ class Applying:
     def _indexed(self, record: Record) -> None:
         event = DocumentIndexed.model_validate_json(record.value or b"")
         self._db.execute(
-            "INSERT INTO indexed VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET "
-            "document_id = excluded.document_id, indexed_us = excluded.indexed_us, chunks = excluded.chunks, "
-            "deleted = excluded.deleted WHERE excluded.indexed_us >= indexed_us",
+            "INSERT INTO indexed VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET "
+            "tenant = excluded.tenant, document_id = excluded.document_id, indexed_us = excluded.indexed_us, "
+            "chunks = excluded.chunks, deleted = excluded.deleted WHERE excluded.indexed_us >= indexed_us",
             (
                 event.job_id,
+                event.tenant,
                 event.document_id,
                 micros(event.indexed_at),
                 event.chunks,
@@ -272,7 +273,11 @@ class Applying:
     def _cancel(self, record: Record) -> None:
         event = CancelRequested.model_validate_json(record.value or b"")
         columns = (event.job_id, event.tenant, micros(event.requested_at), _ms(record), event.encode())
-        self._db.execute("INSERT OR IGNORE INTO cancels VALUES (?, ?, ?, ?, ?)", columns)
+        self._db.execute(
+            "INSERT INTO cancels VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requested_us = "
+            "excluded.requested_us, event = excluded.event WHERE excluded.requested_us < requested_us",
+            columns,
+        )
         self.touch(event.job_id)
 
     def _window(self, record: Record) -> None:

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from gateway.moments import micros, moment
@@ -14,16 +14,14 @@ from schemas.jobs import StatusChanged
 from schemas.results import ResultCompleted
 
 _ROWS = """
-SELECT 'status', event, offset, NULL FROM statuses WHERE job_id = :job
-UNION ALL SELECT 'result', event, offset, NULL FROM results WHERE job_id = :job
-UNION ALL SELECT 'letter', event, redriven_us, NULL FROM letters LEFT JOIN redriven USING (letter_id)
+SELECT 'status', event, NULL, NULL, NULL, NULL FROM statuses WHERE job_id = :job
+UNION ALL SELECT 'result', event, NULL, NULL, NULL, NULL FROM results WHERE job_id = :job
+UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
           WHERE letters.job_id = :job
-UNION ALL SELECT 'indexed', document_id, indexed_us, CASE deleted WHEN 0 THEN chunks ELSE -1 END FROM indexed
-          WHERE job_id = :job
-UNION ALL SELECT 'submitted', topic, submitted_us, tenant FROM (
+UNION ALL SELECT 'indexed', tenant, indexed_us, document_id, chunks, deleted FROM indexed WHERE job_id = :job
+UNION ALL SELECT 'submitted', tenant, submitted_us, document_id, topic, NULL FROM (
           SELECT * FROM submissions WHERE job_id = :job ORDER BY written_ms, topic LIMIT 1)
-UNION ALL SELECT 'document', document_id, NULL, NULL FROM submissions WHERE job_id = :job AND document_id IS NOT NULL
-UNION ALL SELECT 'cancel', event, NULL, NULL FROM cancels WHERE job_id = :job
+UNION ALL SELECT 'cancel', event, NULL, NULL, NULL, NULL FROM cancels WHERE job_id = :job
 """
 _REPLACED_BY = """
 SELECT job_id FROM indexed WHERE document_id = ? AND job_id != ? AND indexed_us > ? ORDER BY indexed_us DESC LIMIT 1
@@ -51,7 +49,6 @@ class File:
 
     evidence: Evidence
     document_id: str | None
-    cancels: Sequence[CancelRequested]  # anybody's
 
     def row(self) -> JobRow:
         """The job in a list; the evidence must be known."""
@@ -65,7 +62,7 @@ class File:
             said.first_at,
             said.last_at,
             self.document_id,
-            any(cancel.tenant == said.tenant for cancel in self.cancels),
+            self.evidence.cancel_requested is not None,
         )
 
 
@@ -76,33 +73,34 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
     cancels: list[CancelRequested] = []
     documents: list[str] = []
     result, indexed, submitted = None, None, None
-    for what, text, number, more in db.execute(_ROWS, {"job": job_id}):
+    for what, text, us, document_id, more, deleted in db.execute(_ROWS, {"job": job_id}):
         match what:
             case "status":
                 statuses.append(StatusChanged.model_validate_json(text))
             case "result":
                 result = ResultCompleted.model_validate_json(text)
             case "letter":
-                redriven_at = None if number is None else moment(number)
+                redriven_at = None if us is None else moment(us)
                 buried.append(BuriedMessage(DeadLetter.model_validate_json(text), redriven_at))
             case "indexed":
-                indexed = IndexedDocument(moment(number), max(more, 0), deleted=more < 0)
-                documents.append(text)
+                indexed = IndexedDocument(moment(us), more, bool(deleted), text)
+                documents.append(document_id)
             case "submitted":
-                submitted = Submission(text, moment(number), more)
-            case "document":
-                documents.append(text)
+                submitted = Submission(more, moment(us), text)
+                documents += [] if document_id is None else [document_id]
             case _:
                 cancels.append(CancelRequested.model_validate_json(text))
     documents += [status.document_id for status in statuses if status.document_id is not None]
     documents += [each.letter.document_id for each in buried if each.letter.document_id is not None]
     evidence = Evidence(job_id, tuple(statuses), tuple(buried), result, indexed, submitted)
-    return File(evidence, documents[0] if documents else None, tuple(cancels))
+    evidence = replace(evidence, cancel=evidence.first_of(cancels)) if cancels else evidence
+    return File(evidence, documents[0] if documents else None)
 
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
     """The job that has indexed the document anew since this one failed for the last time."""
-    newest = max((each.letter for each in evidence.buried), key=lambda letter: letter.failed_at, default=None)
+    letters = [each.letter for each in evidence.buried]
+    newest = max(letters, key=lambda letter: (letter.failed_at, letter.event_id), default=None)
     if newest is None or newest.document_id is None:
         return None
     found = db.execute(_REPLACED_BY, (newest.document_id, evidence.job_id, micros(newest.failed_at))).fetchone()

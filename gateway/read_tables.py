@@ -6,7 +6,7 @@ by which it is pruned as its topic is. Times end in their unit: `_us` and `_ms` 
 
 from schemas.topics import CATALOGUE, dead_letter_topics
 
-VERSION = 1
+VERSION = 2
 """Of the tables. A file of another version is made anew."""
 
 SCHEMA = """
@@ -47,8 +47,8 @@ CREATE TABLE IF NOT EXISTS deltas (
 CREATE UNIQUE INDEX IF NOT EXISTS deltas_by_job ON deltas (job_id, offset);
 
 CREATE TABLE IF NOT EXISTS indexed (
-    job_id TEXT PRIMARY KEY, document_id TEXT NOT NULL, indexed_us INTEGER NOT NULL, chunks INTEGER NOT NULL,
-    deleted INTEGER NOT NULL, written_ms INTEGER NOT NULL
+    job_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, document_id TEXT NOT NULL, indexed_us INTEGER NOT NULL,
+    chunks INTEGER NOT NULL, deleted INTEGER NOT NULL, written_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS indexed_by_document ON indexed (document_id, indexed_us);
 CREATE INDEX IF NOT EXISTS indexed_by_age ON indexed (written_ms);

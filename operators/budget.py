@@ -4,6 +4,8 @@ Guarantee: that of `operators.account`, across crashes and restarts: in no windo
 call uses more than `cost` said. Settlements come back through usage.tokens, as an input of the same flow; changes of a
 budget come through budgets.config, and hold from the next request on.
 
+A request that is cancelled passes, without a reservation: `infer` ends it.
+
 Over budget, by the tenant's policy: `reject` is a dead letter that says why and when to come back; `defer` holds the
 request back, in order of arrival, until there is room or its deadline has passed; `alert` lets it through and says so.
 
@@ -27,6 +29,7 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
+from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord, Record, outgoing
 from operators.account import Account, AccountSnapshot, Cost, Over
 from operators.envelope import Envelope, Job
@@ -121,6 +124,10 @@ class _Step(Generic[X]):
     charge: Charge[X]
     policy: BudgetPolicy
     clock: Callable[[], datetime]
+    cancellations: Cancellations
+
+    def is_cancelled(self, job: Job) -> bool:
+        return self.cancellations.of(job.tenant, job.job_id) is not None
 
 
 class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], _Snapshot], Generic[X]):
@@ -130,6 +137,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._step = step
         self._changed: BudgetChanged | None = None
         self._began = False
+        self._lookout = Lookout()
         self._deferred: deque[_Deferred[X]] = deque()
         self._resume_at: float | None = None  # when the first of them may have room
         if resume is None:
@@ -226,6 +234,9 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def _request(self, key: str, envelope: Envelope[X], now: float) -> Iterator[tuple[str, object]]:
         self._begin(envelope.job.tenant)
+        if self._step.is_cancelled(envelope.job):
+            yield key, envelope
+            return
         charge, policy = self._step.charge, self._account.budget.policy
         deferred = _Deferred(key, envelope, charge.asks(envelope), charge.cost(envelope.body))
         if any(_same(each, deferred) for each in self._deferred):
@@ -267,7 +278,11 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             yield deferred.key, self._status(deferred, JobState.DEFERRED, f"held back: {why}", resume_at)
 
     def _release(self, now: float) -> Iterator[tuple[str, object]]:
-        """Let go what has room now, in order; and bury what is too late."""
+        """Let go what has room now, in order, and what is cancelled; and bury what is too late."""
+        self._lookout.looked()
+        for each in [each for each in self._deferred if self._step.is_cancelled(each.envelope.job)]:
+            self._deferred.remove(each)
+            yield each.key, each.envelope
         expired = [each for each in self._deferred if _is_late(each.envelope.job, now)]
         for each in expired:
             self._deferred.remove(each)
@@ -318,8 +333,9 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             return None
         deadlines = (each.envelope.job.deadline for each in self._deferred)
         moments = [deadline.timestamp() for deadline in deadlines if deadline is not None]
+        moments.append(self._lookout.at)
         moments += [] if self._resume_at is None else [self._resume_at]
-        return at_unix(min(moments)) if moments else None
+        return at_unix(min(moments))
 
     def snapshot(self) -> _Snapshot:
         for each in self._deferred:
@@ -372,7 +388,7 @@ def budget(
     Whoever makes the call must say on usage.tokens what became of it, or the reservation stays.
     """
     codec: TypeAdapter[Envelope[X]] = TypeAdapter(Envelope[charge.body])  # type: ignore[name-defined]  # at run time
-    step = _Step(flow_step(step_id), codec, charge, policy, clock)
+    step = _Step(flow_step(step_id), codec, charge, policy, clock, runtime.cancellations)
 
     def status(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None

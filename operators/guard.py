@@ -6,6 +6,8 @@ then at least. Whoever is rejected, or waits until the review expires, ends as a
 stopped, or what is decided already, is counted and logged, and changes nothing. Whether the request or its decision is
 read first, as after a crash, does not matter.
 
+A request that is cancelled passes, uncounted: `infer` ends it.
+
 A root is the first job of a chain; children name it. A chain of one, the usual request, is checked for its prompt's
 size alone and leaves no state, so what it asks and uses before its first child counts only if it offers tools
 (after a crash, what it used counts only if that is read after the request).
@@ -29,6 +31,7 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
+from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope
@@ -193,9 +196,18 @@ _CODEC: TypeAdapter[Envelope[RequestSubmitted]] = TypeAdapter(Envelope[RequestSu
 class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], _Snapshot]):
     """Some roots, and what of theirs waits for a person."""
 
-    def __init__(self, name: str, policy: GuardPolicy, clock: Callable[[], datetime], resume: _Snapshot | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        policy: GuardPolicy,
+        clock: Callable[[], datetime],
+        cancellations: Cancellations,
+        resume: _Snapshot | None,
+    ) -> None:
         self._name = name
         self._policy = policy
+        self._cancellations = cancellations
+        self._lookout = Lookout()
         self._clock = clock
         self._roots: dict[str, Root] = {}
         self._held: dict[str, _Held] = {}  # by review id
@@ -243,9 +255,14 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return emitted, self._is_empty
 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
-        """Give up what nobody has decided, and decisions for what nobody has stopped."""
+        """Give up what nobody has decided, and decisions for what nobody has stopped; let go what is cancelled."""
         now = self._now()
         emitted: list[tuple[str, object]] = []
+        self._lookout.looked()
+        for review_id in [each for each, held in self._held.items() if self._is_cancelled(held.envelope)]:
+            held = self._held.pop(review_id)
+            self._counted.add(digest_of(review_id), now)  # a decision comes too late
+            emitted.append((held.key, held.envelope))
         for review_id in [each for each, held in self._held.items() if held.expires_at <= now]:
             held = self._held.pop(review_id)
             days = self._policy.review_s / 86_400
@@ -275,6 +292,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self, key: str, envelope: Envelope[RequestSubmitted], now: float, approved: Limit | None = None
     ) -> Iterator[tuple[str, object]]:
         request = envelope.body
+        if self._is_cancelled(envelope):
+            yield key, envelope
+            return
         root = self._root(request.root, now)
         exceeded = root.exceeded(request, self._policy, now, approved)
         if exceeded is None:
@@ -344,6 +364,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         yield held.key, self._status(held.envelope, JobState.RUNNING, f"approved{by}{note}")
         yield from self._check(held.key, held.envelope, now, held.limit)
 
+    def _is_cancelled(self, envelope: Envelope[RequestSubmitted]) -> bool:
+        return self._cancellations.of(envelope.job.tenant, envelope.job.job_id) is not None
+
     def _waits(self, request: RequestSubmitted, limit: Limit) -> bool:
         """Whether the same turn of the job waits already, by whichever message."""
         return any(
@@ -377,6 +400,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def notify_at(self) -> datetime | None:
         moments = [held.expires_at for held in self._held.values()]
+        moments += [self._lookout.at] if self._held else []
         moments += [at + EARLY_S for at, _ in self._early.values()]
         return at_unix(min(moments) + 0.001) if moments else None
 
@@ -428,7 +452,8 @@ def guard(
     merged = op.merge("all", cast("_Keyed", parted.falses), cast("_Keyed", used), cast("_Keyed", decided))
     buckets = op.key_on("bucket", merged, _bucket)
     checked = op.key_rm(
-        "checked", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, resume))
+        "checked",
+        op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, resume)),
     )
     outcome, said = sort_out(checked)
     op.output("events", op.filter_map_value("event", said, event), runtime.topics.sink())

@@ -25,7 +25,14 @@ from schemas.documents import DocumentEmbedded, DocumentIndexed, DocumentUploade
 from schemas.errors import Retryable
 from schemas.event import derive_id
 
-INDEX = OffloadPolicy(dependency="vector_index", capacity=64, backlog=64, timeout_s=60.0, keep_key_order=True)
+INDEX = OffloadPolicy(
+    dependency="vector_index",
+    capacity=64,
+    backlog=64,
+    timeout_s=60.0,
+    keep_key_order=True,
+    cancellable=False,  # between the switch and the end readers see both versions
+)
 DELETED = "deleted"
 """The version of a document that is no more."""
 

@@ -1,10 +1,13 @@
 """Prompts to answers.
 
-Guarantee: as offload's, and an answer once in the ledger is never inferred again (`operators.paid_once`). State:
+Guarantee: as offload's, and an answer once in the ledger is never inferred again (`operators.paid_once`). What is
+written of an answer is told meanwhile, on results.delta (`operators.narration`). Cancelled requests end here, whichever
+step before has let them pass: the ledger is asked first, so that what has an answer does not end twice. State:
 offload's pending requests with their passages. Dead letters: a prompt that the model refuses; a model that failed at
 every attempt; a passed deadline; and those of `paid_once`.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -18,12 +21,23 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
 from connectors.ledger.port import Ledger, Usage
-from connectors.llm.port import LLM, Completion, Message, OfferedTool, Passage, Prompt, WantedTool
+from connectors.llm.port import (
+    LLM,
+    Completion,
+    Message,
+    OfferedTool,
+    Passage,
+    Prompt,
+    WantedTool,
+    estimated_tokens,
+    length_of,
+)
 from connectors.vector_index.port import Hit
 from operators.account import Cost
 from operators.budget import Charge
 from operators.envelope import Envelope
-from operators.offload import OffloadPolicy, offload
+from operators.narration import Narration
+from operators.offload import Aloud, OffloadPolicy, Pending, offload
 from operators.outcome import Outcome
 from operators.paid_once import AmbiguityPolicy, PaidOnce
 from operators.retrieve import RetrievedRequest
@@ -154,7 +168,7 @@ Answer = ResultCompleted | ToolRequested
 
 def stored_answer(stored: bytes) -> Answer:
     """An answer from the ledger."""
-    is_call = "call_id" in json.loads(stored)
+    is_call = "tool" in json.loads(stored)
     return ToolRequested.model_validate_json(stored) if is_call else ResultCompleted.model_validate_json(stored)
 
 
@@ -187,20 +201,32 @@ def usage_of(result: Answer) -> Usage:
     return Usage(result.usage.prompt_tokens, result.usage.completion_tokens)
 
 
-async def complete(llm: LLM, prompt: Prompt) -> Completion:
-    """The whole answer of one call."""
-    async for part in llm.stream(prompt):
-        if isinstance(part, Completion):
-            return part
+async def complete(llm: LLM, prompt: Prompt, narration: Narration) -> Completion:
+    """The whole answer of one call, told while it is written."""
+    with narration:
+        async for part in llm.stream(prompt):
+            if isinstance(part, Completion):
+                narration.end(part.text)
+                return part
+            narration.add(part.text)
     raise Retryable("the model's stream ended without a completion")
 
 
-async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
+async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
     """One inference, and its account; or the tool that the model wants first."""
+    envelope = pending.envelope
     retrieved = envelope.body
     request = retrieved.request
     began = monotonic()
-    completion = await complete(llm, prompt_of(request, retrieved.hits, redrives(envelope.record.headers)))
+    prompt = prompt_of(request, retrieved.hits, redrives(envelope.record.headers))
+    narration = Narration(pending)
+    try:
+        completion = await complete(llm, prompt, narration)
+    except asyncio.CancelledError:
+        if pending.cancelled:  # what was written until then is billed
+            read, written = estimated_tokens(length_of(prompt)), estimated_tokens(narration.chars)
+            pending.charge(Bill(llm.model, read, written, estimated=True))
+        raise
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
@@ -217,6 +243,8 @@ async def answer(envelope: Envelope[RetrievedRequest], llm: LLM) -> Answer:
         citations=tuple(cite(retrieved.hits[cited], cited + 1) for cited in completion.cited),
         usage=usage,
         admission_id=envelope.job.admission_id,
+        call_id=narration.call_id,
+        callback_url=request.callback_url,
         model=completion.model,
         timings=Timings(
             queued_s=max((envelope.received_at - request.submitted_at).total_seconds(), 0.0),  # clocks differ
@@ -272,12 +300,12 @@ def infer(
 ) -> Answered:
     """Answer each request, and pay for it once; an answer may be the wish for a tool."""
 
-    async def work(envelope: Envelope[RetrievedRequest]) -> Answer:
-        return await answer(envelope, llm)
+    async def work(pending: Pending[RetrievedRequest]) -> Answer:
+        return await answer(pending, llm)
 
     once = PaidOnce(ledger, stored_answer, _call_id, request_hash, usage_of, policy.attempts, ambiguity)
     worked: Outcome[Answer] = offload(
-        "work", up, work, body=RetrievedRequest, policy=policy, runtime=runtime, around=once, same=_same
+        "work", up, Aloud(work), body=RetrievedRequest, policy=policy, runtime=runtime, around=once, same=_same
     )
     results = op.filter_map_value("results", worked.oks, lambda envelope: _carrying(envelope, ResultCompleted))
     calls = op.filter_map_value("calls", worked.oks, lambda envelope: _carrying(envelope, ToolRequested))

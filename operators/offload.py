@@ -1,6 +1,7 @@
 """Slow calls beside the dataflow: the one operator that waits for models, parsers, indexes and networks.
 
-Guarantee: every message that enters leaves once, as a result or as a dead letter, across crashes and restarts. A call
+Guarantee: every message that enters leaves once, as a result or as a dead letter, or as cancelled, across crashes and
+restarts. A call
 in flight at a crash is made again, unless an `around` knows better (`operators.paid_once`). Nothing waits for ever,
 except for a dependency that is out.
 
@@ -10,6 +11,9 @@ except for a dependency that is out.
 * In flight is state: each snapshot holds the pending messages and their failed attempts, so that a restart neither
   forgets a message nor gives it new attempts. (A crash forgets what failed since the last snapshot.)
 * Timeout per attempt, deadline per job; a call that runs into either is cancelled.
+* A job that somebody cancels (`connectors.cancellations`) ends where it is: waiting, in backoff, or in its call, whose
+  connection closes. What leaves is its last status, and the settlement of what its calls have cost. An `around` is
+  asked first, since it may know of a result; with `keep_key_order` a message has its turn first.
 * Retry with exponential backoff and full jitter; `Retry-After` is a lower bound. A message waiting for its next attempt
   occupies no capacity. Poison is not retried; Fatal stops the flow. `schemas.errors` has the classes, and each port
   says which status or exception is which.
@@ -32,7 +36,8 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Condition
@@ -46,6 +51,7 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from pydantic import TypeAdapter, ValidationError
 
+from connectors.cancellations import Cancellations
 from connectors.circuit import Circuit, Permit
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope, Job
@@ -53,8 +59,9 @@ from operators.fair_slots import FairSlots
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
+from schemas.deltas import TextDelta
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
-from schemas.event import utc_now
+from schemas.event import Event, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed, nothing_used
 
@@ -83,10 +90,15 @@ class OffloadPolicy:
     backoff_base_s: float = 0.5  # the first wait is drawn from 0 to this
     backoff_cap_s: float = 30.0  # no wait is drawn from beyond this
     keep_key_order: bool = False  # messages of one key one at a time, in order
+    cancellable: bool = True  # False: what was begun has to be finished, and a crash may have begun it
 
 
 class DeadlineExceeded(Poison):
     """The job's own deadline passed: the answer is of no use any more."""
+
+
+class Cancelled(HeadraceError):
+    """Somebody has cancelled the job; the message says why."""
 
 
 def backoff_s(policy: OffloadPolicy, failures: int, *, retry_after_s: float | None = None) -> float:
@@ -96,6 +108,16 @@ def backoff_s(policy: OffloadPolicy, failures: int, *, retry_after_s: float | No
     """
     ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** min(failures - 1, DOUBLINGS))
     return max(random.uniform(0.0, ceiling), retry_after_s or 0.0)  # noqa: S311  # spreads load, protects no secret
+
+
+@dataclass
+class Ready:
+    """Something to emit, if it is not Dropped; the message that it settles, if it settles one."""
+
+    key: str
+    item: object  # Envelope[Y] | DeadLetter | Event | Dropped | Fatal
+    settles: int | None = None
+    taken: bool = False  # the flow has it
 
 
 @dataclass
@@ -112,6 +134,8 @@ class Pending(Generic[X]):
     plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
+    cancelled: bool = False  # known before its call is cut off
+    say: Callable[[Event], Ready] = lambda event: Ready("", event)  # emits what is to be known while a call goes on
 
     def charge(self, bill: Bill) -> None:
         """Add what a call has cost whose answer was refused; its settlement, or its dead letter's, says so."""
@@ -131,40 +155,55 @@ does. The attempt's timeout holds for the call alone."""
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """Something to emit, if it is not Dropped; the message that it settles, if it settles one."""
+class Aloud(Generic[X, Y]):
+    """Work that says something while it is at it, by `Pending.say`: the text of an answer, as it is written."""
 
-    key: str
-    item: object  # Envelope[Y] | DeadLetter | StatusChanged | Dropped | Fatal
-    settles: int | None = None
+    work: Callable[[Pending[X]], Awaitable[Y]]
 
 
-class _until_deadline:  # noqa: N801  # reads as what it does; a class, since one of a generator costs each call more
-    """Raises DeadlineExceeded when the job's deadline passes inside."""
+class _while_wanted:  # noqa: N801  # reads as what it does; a class, since one of a generator costs each call more
+    """Raises DeadlineExceeded when the job's deadline passes inside, and Cancelled when somebody cancels it."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._timeout: asyncio.Timeout | None = None
+    def __init__(self, pending: Pending[Any], cancellations: Cancellations | None) -> None:
+        self._pending = pending
+        self._job = pending.envelope.job
+        self._cancellations = cancellations
+        self._reason: str | None = None
+        self._inside = True
 
     async def __aenter__(self) -> None:
-        deadline = self._job.deadline
-        if deadline is None:
-            return
-        left_s = (deadline - utc_now()).total_seconds()
-        if left_s <= 0:
-            raise _deadline_exceeded(self._job)
+        job = self._job
+        self._loop = asyncio.get_running_loop()
+        left_s = None if job.deadline is None else (job.deadline - utc_now()).total_seconds()
+        if left_s is not None and left_s <= 0:
+            raise _deadline_exceeded(job)
         self._timeout = asyncio.timeout(left_s)
+        if self._cancellations is not None:
+            reason = self._cancellations.watch(job.tenant, job.job_id, self._told)
+            if reason is not None:
+                self._pending.cancelled = True
+                raise Cancelled(reason)
         await self._timeout.__aenter__()
+
+    def _told(self, reason: str) -> None:
+        self._loop.call_soon_threadsafe(self._end, reason)
+
+    def _end(self, reason: str) -> None:
+        if self._inside and not self._timeout.expired():
+            self._pending.cancelled = True
+            self._reason = reason
+            self._timeout.reschedule(self._loop.time())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        if self._timeout is None:
-            return
+        self._inside = False
+        if self._cancellations is not None:
+            self._cancellations.unwatch(self._job.tenant, self._job.job_id, self._told)
         try:
             await self._timeout.__aexit__(kind, error, at)
-        except TimeoutError as passed:
-            raise _deadline_exceeded(self._job) from passed
+        except TimeoutError as over:
+            raise (_deadline_exceeded(self._job) if self._reason is None else Cancelled(self._reason)) from over
 
 
 def _deadline_exceeded(job: Job, last: Exception | None = None) -> DeadlineExceeded:
@@ -205,7 +244,7 @@ class _Step(Generic[X, Y]):
     def __init__(
         self,
         name: str,
-        work: Work[X, Y],
+        work: Work[X, Y] | Aloud[X, Y],
         body: type[X],
         policy: OffloadPolicy,
         runtime: Runtime,
@@ -223,6 +262,7 @@ class _Step(Generic[X, Y]):
         self._unsettled = 0
         self._slots = FairSlots(policy.capacity)
         self._circuit = None if policy.dependency is None else runtime.circuits.of(policy.dependency)
+        self._cancellations = runtime.cancellations if policy.cancellable else None
 
     def enter(self, before_waiting: Callable[[], None] | None) -> None:
         """Count one more message; blocks far beyond the bound, if it may, unless the flow is to stop."""
@@ -264,19 +304,24 @@ class _Step(Generic[X, Y]):
             detail=detail,
         )
 
-    async def settle(self, pending: Pending[X], emit: Callable[[_Ready], None]) -> None:  # noqa: C901  # a branch per class
+    async def settle(self, pending: Pending[X], emit: Callable[[Ready], None]) -> None:  # noqa: C901  # a branch per class
         """Try until there is a result or a dead letter, and emit it."""
 
         def tell(state: JobState, detail: str) -> None:
-            status = self.status(pending, state, attempt=pending.failures + 1, detail=detail)
-            emit(_Ready(pending.key, status))
+            say(self.status(pending, state, attempt=pending.failures + 1, detail=detail))
 
-        pending.tell = tell
+        def say(event: Event) -> Ready:
+            ready = Ready(pending.key, event)
+            emit(ready)
+            return ready
+
+        pending.tell, pending.say = tell, say
         waits = 0
+        wait_s = 0.0
         failure: Retryable
         while True:
             try:
-                result = await self._attempt(pending)
+                result = await self._attempt(pending, wait_s)
             except Unavailable as error:  # nothing was attempted: wait, and say so once
                 if waits == 0:
                     tell(JobState.RETRYING, f"waiting: {error}")
@@ -294,6 +339,9 @@ class _Step(Generic[X, Y]):
             except Fatal as error:
                 item = error
                 break
+            except Cancelled as error:
+                item = self._cancelled(pending, str(error))
+                break
             except Exception as error:  # noqa: BLE001  # one message failed; any exception in an operator ends the flow
                 if not isinstance(error, GaveUp):
                     pending.failures += 1
@@ -305,20 +353,28 @@ class _Step(Generic[X, Y]):
             if self._too_late(pending.envelope, wait_s):
                 item = self._bury(pending, _deadline_exceeded(pending.envelope.job, failure))
                 break
-            await asyncio.sleep(wait_s)
-        emit(_Ready(pending.key, item, settles=pending.number))
+        emit(Ready(pending.key, item, settles=pending.number))
         self.leave(pending)
 
-    async def _attempt(self, pending: Pending[X]) -> Y | Dropped:
-        job = pending.envelope.job
+    async def _attempt(self, pending: Pending[X], wait_s: float) -> Y | Dropped:
         turn = _Turn(self._slots, self._circuit)
         try:
-            async with _until_deadline(job):
-                await turn.wait(job)
+            await self._wait(pending, wait_s, turn)
             call = partial(self._call, pending, turn)
             return await (call() if self._around is None else self._around(pending, call))
         finally:
             turn.end()
+
+    async def _wait(self, pending: Pending[X], wait_s: float, turn: "_Turn") -> None:
+        """Until the next attempt. One that is cancelled needs no slot: its call raises Cancelled, if it is made."""
+        if pending.cancelled:  # and `around` cannot tell yet
+            await asyncio.sleep(wait_s)
+            return
+        with suppress(Cancelled):
+            async with _while_wanted(pending, self._cancellations):
+                if wait_s:
+                    await asyncio.sleep(wait_s)
+                await turn.wait(pending.envelope.job)
 
     async def _call(self, pending: Pending[X], turn: "_Turn") -> Y:
         """One call under its limits; what becomes of it is told to the circuit. Then its slot is free again."""
@@ -329,7 +385,7 @@ class _Step(Generic[X, Y]):
 
     async def _told(self, pending: Pending[X], permit: Permit | None) -> Y:
         try:
-            async with _until_deadline(pending.envelope.job):
+            async with _while_wanted(pending, self._cancellations):
                 result = await self._charged(pending)
         except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
@@ -347,16 +403,18 @@ class _Step(Generic[X, Y]):
 
     async def _charged(self, pending: Pending[X]) -> Y:
         try:
-            return await self._within_timeout(pending.envelope)
+            return await self._within_timeout(pending)
         except HeadraceError as error:
             if error.bill is not None:
                 pending.charge(error.bill)
             raise
 
-    async def _within_timeout(self, envelope: Envelope[X]) -> Y:
+    async def _within_timeout(self, pending: Pending[X]) -> Y:
         try:
             async with asyncio.timeout(self.policy.timeout_s) as timeout:
-                return await self._work(envelope)
+                if isinstance(self._work, Aloud):
+                    return await self._work.work(pending)
+                return await self._work(pending.envelope)
         except TimeoutError as error:
             limit = f" within {self.policy.timeout_s:.1f} s" if timeout.expired() else ": it timed out"
             raise Retryable(f"no answer{limit}") from error
@@ -365,6 +423,15 @@ class _Step(Generic[X, Y]):
             if task is not None and task.cancelling():  # by the deadline, or because the process ends
                 raise
             raise Retryable("the call was cancelled from within") from error
+
+    def _cancelled(self, pending: Pending[X], reason: str) -> Dropped:
+        """Settle what was reserved for the job, and say that it ends here."""
+        job = pending.envelope.job
+        if job.admission_id is not None:
+            used = nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
+            pending.say(used if job.billed is None else used.model_copy(update=asdict(job.billed)))
+        pending.say(self.status(pending, JobState.CANCELLED, attempt=pending.failures + 1, detail=reason))
+        return Dropped()
 
     @staticmethod
     def _too_late(envelope: Envelope[X], wait_s: float) -> bool:
@@ -391,7 +458,7 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
 
     def __init__(self, step: _Step[X, Y], resume: _Snapshot | None) -> None:
         self._step = step
-        self._ready: deque[_Ready] = deque()  # appended to by the loop's thread, emptied by the worker's
+        self._ready: deque[Ready] = deque()  # appended to by the loop's thread, emptied by the worker's
         self._pending: dict[int, Pending[X]] = {}  # by number: in order of arrival
         self._queues: dict[
             str, deque[Pending[X]]
@@ -454,13 +521,14 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
         """A call that ended neither way would be waited for in silence and for ever: stop the flow instead."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._ready.append(_Ready("", Fatal(f"{self._step.name}: a call ended with {type(error).__name__}")))
+            self._ready.append(Ready("", Fatal(f"{self._step.name}: a call ended with {type(error).__name__}")))
 
     def _collect(self) -> list[tuple[str, object]]:
         """Everything that is ready. Raises Fatal if a call did."""
         emitted: list[tuple[str, object]] = []
         while self._ready:
             ready = self._ready.popleft()
+            ready.taken = True
             if isinstance(ready.item, Fatal):
                 self._step.runtime.raised.append(ready.item)
                 raise ready.item
@@ -543,7 +611,7 @@ def _lane(keyed: tuple[str, Envelope[X]]) -> str:
 def offload(
     step_id: str,
     up: KeyedStream[Envelope[X]],
-    work: Work[X, Y],
+    work: Work[X, Y] | Aloud[X, Y],
     *,
     body: type[X],
     policy: OffloadPolicy,
@@ -563,7 +631,7 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed) else None
+        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed | TextDelta) else None
 
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))

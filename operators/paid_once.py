@@ -4,6 +4,8 @@ Guarantee: once an answer is in the ledger, its job is never called for again; a
 answer. Between the claim and the commit of its answer a crash leaves the job ambiguous: the provider may have billed
 the call. What then happens is the tenant's choice, and is counted. Nothing closes those milliseconds from this side.
 
+A job that was cancelled is given up here, unless its answer is in the ledger: then it was too late.
+
 Dead letters: another request under the same job_id (the first one goes on); a job that was given up before, until it is
 redriven, or submitted again with a later deadline if that ended it; an ambiguous one, where the tenant says so.
 """
@@ -19,7 +21,7 @@ from prometheus_client import Counter
 
 from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Ledger, State, Stored, Usage
 from operators.envelope import Envelope
-from operators.offload import Dropped, Pending
+from operators.offload import Cancelled, Dropped, Pending
 from schemas.dead_letter import redrives
 from schemas.errors import Fatal, GaveUp, HeadraceError, Poison, Refused, Retryable, Unavailable
 from schemas.event import Event
@@ -90,6 +92,8 @@ class PaidOnce(Generic[X, E]):
                 return Dropped()
             case Stored(result=stored):
                 return self.decode(stored)
+            case GivenUp(failure) if failure.error_type == Cancelled.__name__:
+                raise Cancelled(failure.message)
             case GivenUp(failure):
                 pending.failures = failure.attempts
                 raise (Poison if failure.error_class == "poison" else GaveUp)(failure.message)

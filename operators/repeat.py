@@ -9,7 +9,7 @@ State: offload's pending repeats. Dead letters: a repeat whose deadline passed w
 a job that ended after a tool's answer, which has a dead letter of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,7 +75,7 @@ def repeat(step_id: str, up: KeyedStream[Envelope[RequestSubmitted]], ledger: Le
         return envelope.body
 
     async def look(
-        pending: Pending[RequestSubmitted], _call: Callable[[], object]
+        pending: Pending[RequestSubmitted], call: Callable[[], Awaitable[RequestSubmitted | ResultCompleted]]
     ) -> RequestSubmitted | ResultCompleted | Dropped:
         request = pending.envelope.body
         match await known_result(request, ledger):
@@ -84,6 +84,7 @@ def repeat(step_id: str, up: KeyedStream[Envelope[RequestSubmitted]], ledger: Le
             case None:
                 return request
             case JobState.DEAD_LETTERED:
+                await call()  # raises Cancelled, if that was its end
                 raise Refused(
                     f"a later turn of job {request.job_id!r} ended as a dead letter, after tools had been called: "
                     "redrive that one, or submit this request under another job_id"

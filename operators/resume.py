@@ -5,6 +5,8 @@ named in the call, with a note for the model that there was none. An answer to n
 counted and change nothing. Whether the call or its answer is read first does not matter, nor how long the flow was down
 in between. A turn that is redriven goes on as it did before: its message carries what the tool had answered.
 
+A job that is cancelled goes on without its tool's answer, and `infer` ends it.
+
 State: hash buckets, each with its open calls, answers that came before their calls, and the ids of calls that are over.
 Dead letters: a conversation that the answer makes too long; a redriven call that is over and carries no answer.
 """
@@ -22,6 +24,7 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
+from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope, job_of
@@ -88,9 +91,16 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     """Some jobs' calls."""
 
     def __init__(
-        self, name: str, policy: ResumePolicy, clock: Callable[[], datetime], resume: _Snapshot | None
+        self,
+        name: str,
+        policy: ResumePolicy,
+        clock: Callable[[], datetime],
+        cancellations: Cancellations,
+        resume: _Snapshot | None,
     ) -> None:
         self._name = name
+        self._cancellations = cancellations
+        self._lookout = Lookout()
         self._policy = policy
         self._clock = clock
         self._open: dict[str, _Open] = {}  # by call id
@@ -127,6 +137,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
         now = self._now()
         emitted: list[tuple[str, object]] = []
+        self._lookout.looked()
         for call_id in [each for each, call in self._open.items() if self._due(call) <= now]:
             emitted += self._go_on(call_id, NO_ANSWER)
         for call_id in [each for each, (at, _) in self._early.items() if at + EARLY_S <= now]:
@@ -204,10 +215,14 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return key, Envelope(job_of(request), request, envelope.record, envelope.received_at)
 
     def _due(self, call: _Open) -> float:
+        job = call.envelope.job
+        if self._cancellations.of(job.tenant, job.job_id) is not None:
+            return 0.0
         return max(call.envelope.body.answer_until.timestamp(), call.seen_at + self._policy.grace_s)
 
     def notify_at(self) -> datetime | None:
         moments = [self._due(call) for call in self._open.values()]
+        moments += [self._lookout.at] if self._open else []
         moments += [at + EARLY_S for at, _ in self._early.values()]
         return at_unix(min(moments)) if moments else None
 
@@ -249,7 +264,8 @@ def resume(
     merged = op.merge("all", cast("_Keyed", asked), cast("_Keyed", answered))
     buckets = op.key_on("bucket", merged, lambda keyed: f"{crc32(keyed[1].job.job_id.encode()) % BUCKETS:02x}")
     joined = op.key_rm(
-        "joined", op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, resume))
+        "joined",
+        op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, resume)),
     )
     outcome, said = sort_out(joined)
     op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())

@@ -1,9 +1,10 @@
 """Questions to passages.
 
-Guarantee: a request sees passages of its own tenant only. State: offload's pending requests. Dead letters: a request
-whose deadline passed; an index that stayed out of reach.
+Guarantee: a request sees passages of its own tenant only; one that is cancelled passes without any. State: offload's
+pending requests. Dead letters: a request whose deadline passed; an index that stayed out of reach.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -14,7 +15,7 @@ from bytewax.operators import KeyedStream
 from connectors.spaces import Spaces
 from connectors.vector_index.port import Hit, VectorIndex
 from operators.envelope import Envelope
-from operators.offload import OffloadPolicy, offload
+from operators.offload import Cancelled, OffloadPolicy, Pending, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.requests import RequestSubmitted
@@ -56,8 +57,24 @@ def retrieve(
     async def work(envelope: Envelope[RequestSubmitted]) -> RetrievedRequest:
         return await find_passages(envelope.body, spaces, vectors)
 
+    async def unless_cancelled(
+        pending: Pending[RequestSubmitted], call: Callable[[], Awaitable[RetrievedRequest]]
+    ) -> RetrievedRequest:
+        try:
+            return await call()
+        except Cancelled:  # it ends where its answer would be known, if there is one
+            return RetrievedRequest(pending.envelope.body, (), 0.0)
+
     wants = op.branch("wants", up, _wants_passages)
-    found = offload("work", wants.trues, work, body=RequestSubmitted, policy=RETRIEVE, runtime=runtime)
+    found = offload(
+        "work",
+        wants.trues,
+        work,
+        body=RequestSubmitted,
+        policy=RETRIEVE,
+        runtime=runtime,
+        around=unless_cancelled,
+    )
     bare = op.map_value("bare", wants.falses, _without_passages)
     return Outcome(op.merge("retrieved", found.oks, bare), found.errs)
 

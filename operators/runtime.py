@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from connectors.cancellations import Cancellations
 from connectors.circuit import Circuits
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
@@ -19,4 +20,5 @@ class Runtime:
     stop: Stop
     pressure: Pressure = field(default_factory=Pressure)  # its sources obey the same one
     circuits: Circuits = field(default_factory=Circuits)  # shared by the flows of a process
+    cancellations: Cancellations = field(default_factory=Cancellations)  # same
     raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says

@@ -5,6 +5,7 @@ are no query are answered with what is wrong with them, so that the model can tr
 Dead letters: an index that stayed out of reach; the job then goes on without an answer.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import bytewax.operators as op
@@ -15,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.envelope import Envelope
-from operators.offload import OffloadPolicy, offload
+from operators.offload import Cancelled, Dropped, OffloadPolicy, Pending, offload
 from operators.outcome import Outcome
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
@@ -79,8 +80,25 @@ def search(
     async def work(envelope: Envelope[ToolRequested]) -> ToolCompleted:
         return await search_documents(envelope.body, spaces, vectors)
 
+    async def unless_cancelled(
+        pending: Pending[ToolRequested], call: Callable[[], Awaitable[ToolCompleted]]
+    ) -> ToolCompleted | Dropped:
+        del pending
+        try:
+            return await call()
+        except Cancelled:  # whoever asked ends the job
+            return Dropped()
+
     mine = op.filter_value("mine", up, lambda envelope: envelope.body.tool == NAME)
-    found = offload("work", mine, work, body=ToolRequested, policy=SEARCH, runtime=runtime)
+    found = offload(
+        "work",
+        mine,
+        work,
+        body=ToolRequested,
+        policy=SEARCH,
+        runtime=runtime,
+        around=unless_cancelled,
+    )
     return Outcome(found.oks, op.map_value("unended", found.errs, _not_the_end))
 
 

@@ -1,10 +1,11 @@
 """What a job's events say about it: pure, so that a command, a gateway and a test come to the same answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import MAX_REDRIVES, DeadLetter
 from schemas.jobs import JobState, StatusChanged
 from schemas.results import ResultCompleted
@@ -52,6 +53,7 @@ class IndexedDocument:
     at: datetime
     chunks: int
     deleted: bool = False
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Submission:
 
     topic: str
     at: datetime
-    tenant: str = "default"
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,33 @@ class Evidence:
     indexed: IndexedDocument | None = None
     submitted: Submission | None = None
     replaced_by: str | None = None  # a later job that has indexed another version of the job's document
+    cancel: CancelRequested | None = None  # the first one of its tenant; by itself it makes no job known
 
     @property
     def known(self) -> bool:
         """Whether any topic has heard of the job."""
         return bool(self.statuses or self.buried or self.result or self.indexed or self.submitted)
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose job it is: who was served, or came first. A message under its id makes it nobody else's."""
+        statuses = sorted(self.statuses, key=_rank)
+        letters = sorted(
+            (each.letter for each in self.buried), key=lambda letter: (not letter.ends_job, letter.failed_at)
+        )
+        heard = (self.result, self.indexed, self.submitted, *statuses, *letters)
+        return next((each.tenant for each in heard if each is not None and each.tenant is not None), None)
+
+    def first_of(self, cancels: Iterable[CancelRequested]) -> CancelRequested | None:
+        """The first wish to end the job that counts: one of its own tenant, as far as that is known."""
+        own = [cancel for cancel in cancels if self.tenant in {cancel.tenant, None}]
+        return min(own, key=lambda cancel: cancel.requested_at, default=None)
+
+    @property
+    def cancel_requested(self) -> CancelRequested | None:
+        """Its own tenant's wish; another's means nothing."""
+        cancel = self.cancel
+        return cancel if cancel is not None and self.tenant in {cancel.tenant, None} else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,7 @@ class Moment:
     """One line of a job's timeline."""
 
     at: datetime
-    what: str  # a status's state, or `submitted`, `answered`, `indexed`, `dead letter`, `redriven`
+    what: str  # a status's state, or `submitted`, `answered`, `indexed`, `dead letter`, `redriven`, `cancel requested`
     where: str  # step or topic
     detail: str = ""
 
@@ -137,9 +161,10 @@ def explain(
 ) -> Explanation:
     """Answer from events that may be late, repeated, out of order or compacted away; `evidence` must be `known`.
 
-    The latest end decides: a completion, or a dead letter that ends the job and was not redriven. Without one, what
-    steps said after the last redriven dead letter. Only clocks of flows are compared with each other; that of whoever
-    redrives may be wrong. The order of the evidence does not matter.
+    The latest end decides: a completion, a dead letter that ends the job and was not redriven, or its cancellation,
+    which changes nothing if the job was completed. Without one, what steps said after the last redriven dead letter.
+    Only clocks of flows are compared with each other; that of whoever redrives may be wrong. The order of the evidence
+    does not matter.
     """
     case = _Case(_known(evidence), now, max_redrives, silence)
     return Explanation(
@@ -182,6 +207,8 @@ def _times(evidence: Evidence) -> Iterator[datetime]:
         yield evidence.result.completed_at
     if evidence.indexed is not None:
         yield evidence.indexed.at
+    if evidence.cancel_requested is not None:
+        yield evidence.cancel_requested.requested_at
 
 
 def timeline(evidence: Evidence) -> tuple[Moment, ...]:
@@ -202,6 +229,9 @@ def _moments(evidence: Evidence) -> Iterator[Moment]:
         yield Moment(letter.failed_at, "dead letter", letter.step, detail)
         if each.redriven_at is not None:
             yield Moment(each.redriven_at, "redriven", letter.topic, letter.event_id)
+    cancel = evidence.cancel_requested
+    if cancel is not None:
+        yield Moment(cancel.requested_at, "cancel requested", "cancellations.requested", cancel.reason or "")
     if evidence.result is not None:
         yield Moment(evidence.result.completed_at, "answered", evidence.result.model)
     if evidence.indexed is not None:
@@ -217,6 +247,17 @@ def _rank(status: StatusChanged) -> tuple[datetime, int, str, str]:
     return status.occurred_at, status.attempt, status.state, status.step
 
 
+_SEEN = {
+    Standing.ACCEPTED: "has been received and waits to be processed",
+    Standing.RUNNING: "is being processed",
+    Standing.AWAITING_TOOL: "is being processed",
+    Standing.RETRYING: "is taking longer than usual; we keep trying, and you need not do anything",
+    Standing.AWAITING_REVIEW: "was stopped, and a person decides whether it goes on",
+    Standing.REDRIVEN: "has been started again and waits to be processed",
+    Standing.CANCELLED: "was cancelled",
+}
+
+
 class _Case:
     """One job's evidence, put in order."""
 
@@ -229,6 +270,7 @@ class _Case:
         self.buried = sorted(evidence.buried, key=lambda each: (each.letter.failed_at, each.letter.event_id))
         self.ending = [each for each in self.buried if each.letter.ends_job]
         self.completed_at = max(self._completions(), default=None)
+        self.cancelled = [status for status in self.statuses if status.state is JobState.CANCELLED]
         self.unexplained = [status for status in self.statuses if self._has_no_letter(status)]
         self.standing = self._stand()
 
@@ -247,7 +289,9 @@ class _Case:
 
     @property
     def open(self) -> list[BuriedMessage]:
-        """Dead letters that still matter: not redriven, and the job has not been completed since."""
+        """Dead letters that still matter: not redriven, and the job was not completed since, nor cancelled."""
+        if self.standing is Standing.CANCELLED:
+            return []
         return [
             each
             for each in self.ending
@@ -259,6 +303,8 @@ class _Case:
         dead += [status.occurred_at for status in self.unexplained]
         if self.completed_at is not None and self.completed_at >= max(dead, default=self.completed_at):
             return Standing.COMPLETED
+        if self.cancelled and self.cancelled[-1].occurred_at >= max(dead, default=self.cancelled[-1].occurred_at):
+            return Standing.CANCELLED
         if dead:
             return Standing.DEAD_LETTERED
         spoken = self._spoken()
@@ -278,10 +324,7 @@ class _Case:
 
     @property
     def tenant(self) -> str:
-        """Who was served, or came first: another tenant's message under the job's id does not make it theirs."""
-        letters = [each.letter for each in (*self.ending, *self.buried)]
-        heard = (self.evidence.result, self.evidence.submitted, *self.statuses, *letters)
-        return next((each.tenant for each in heard if each is not None), "default")
+        return self.evidence.tenant or "default"
 
     @property
     def kind(self) -> str:
@@ -309,6 +352,10 @@ class _Case:
         return step, reason
 
     def where(self) -> str:
+        asked = self.evidence.cancel_requested is not None and not self.standing.ended
+        return self._place() + ("; its cancellation was requested" if asked else "")
+
+    def _place(self) -> str:  # noqa: PLR0911  # one return per standing
         match self.standing:
             case Standing.ACCEPTED:
                 submitted = self.evidence.submitted
@@ -321,6 +368,8 @@ class _Case:
                 step, reason = self._last_end()
                 before = "" if self.completed_at is None else ", after it had been completed before"
                 return f"given up by {step}{before}: {reason}"
+            case Standing.CANCELLED:
+                return f"cancelled in {self.cancelled[-1].step}: {self.cancelled[-1].detail or 'no reason given'}"
             case _:
                 spoken = self._spoken()
                 if spoken is None:
@@ -415,19 +464,11 @@ class _Case:
 
     def user_sees(self) -> str:  # noqa: PLR0911  # one return per sentence
         thing = f"Your {self.kind}"
+        if self.evidence.cancel_requested is not None and not self.standing.ended:
+            return f"{thing} is being cancelled."
         match self.standing:
-            case Standing.ACCEPTED:
-                return f"{thing} has been received and waits to be processed."
-            case Standing.RUNNING | Standing.AWAITING_TOOL:
-                return f"{thing} is being processed."
-            case Standing.RETRYING:
-                return f"{thing} is taking longer than usual; we keep trying, and you need not do anything."
             case Standing.DEFERRED:
                 return f"{thing} waits until your organisation's budget has room again{self._resumes()}."
-            case Standing.AWAITING_REVIEW:
-                return f"{thing} was stopped, and a person decides whether it goes on."
-            case Standing.REDRIVEN:
-                return f"{thing} has been started again and waits to be processed."
             case Standing.COMPLETED if self.kind == "request":
                 return "Your answer is ready."
             case Standing.COMPLETED:
@@ -435,8 +476,10 @@ class _Case:
                 return "Your document has been removed." if removed else "Your document can now be searched."
             case Standing.DEAD_LETTERED if any(True for _ in self.retry()):
                 return f"{thing} could not be processed for now; we can start it again, and you need not send it again."
-            case _:
+            case Standing.DEAD_LETTERED:
                 return self._user_sees_no_way_on()
+            case plain:
+                return f"{thing} {_SEEN[plain]}."
 
     def _resumes(self) -> str:
         spoken = self._spoken()

@@ -60,7 +60,8 @@ class Plan:
     latency_s: tuple[float, float] = (0.0, 0.0)  # drawn uniformly
     fault_share: float = 0.0  # of calls that get a fault drawn from `faults`
     faults: Sequence[str] = ("429", "503", "cut")
-    failures_before_success: int = 0  # calls of each job that get 503 first
+    failures_before_success: int = 0  # calls of each job that get `first_fault`
+    first_fault: str = "503"
     retry_after: str = "0"
     distinct: bool = False  # every answer names its job and call, and every call has a usage of its own
     always_tool: str = ""  # every answer is a call of this tool, where the request offers it
@@ -182,7 +183,7 @@ class LLMServer:
         if marked is not None:
             return marked[1]
         if call.number <= self.plan.failures_before_success:
-            return "503"
+            return self.plan.first_fault
         return self._random.choice(self.plan.faults) if self._random.random() < self.plan.fault_share else None
 
     async def _in_a_slot(self, request: web.Request, call: Call) -> web.StreamResponse:

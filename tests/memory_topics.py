@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from threading import Event as Flag
 
-from bytewax.inputs import Source
+from bytewax.inputs import FixedPartitionedSource, Source, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.testing import TestingSource
 
@@ -69,6 +70,38 @@ class _OfTopic:
                 yield entry
 
 
+class _OpenPartition(StatefulSourcePartition[Record, int]):
+    def __init__(self, records: list[Record], closed: Flag, position: int) -> None:
+        self._records = records
+        self._closed = closed
+        self._position = position
+
+    def next_batch(self) -> list[Record]:
+        batch = self._records[self._position : self._position + 1]
+        if not batch and self._closed.is_set():
+            raise StopIteration
+        self._position += len(batch)
+        return batch
+
+    def next_awake(self) -> datetime | None:
+        return None if self._position < len(self._records) else datetime.now(UTC) + timedelta(milliseconds=10)
+
+    def snapshot(self) -> int:
+        return self._position
+
+
+class _OpenSource(FixedPartitionedSource[Record, int]):
+    def __init__(self, records: list[Record], closed: Flag) -> None:
+        self._records = records
+        self._closed = closed
+
+    def list_parts(self) -> list[str]:
+        return ["0"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _OpenPartition:  # noqa: ARG002
+        return _OpenPartition(self._records, self._closed, resume_state or 0)
+
+
 class MemoryTopics:
     """Topics on a list. Each run iterates `entries` anew, from where the recovery state says."""
 
@@ -98,3 +131,26 @@ class MemoryTopics:
     def dead_letters(self) -> list[DeadLetter]:
         """Every dead letter written."""
         return [DeadLetter.model_validate_json(item.value) for item in self.written if item.topic.endswith(".dlq")]
+
+
+class OpenTopics(MemoryTopics):
+    """Topics that may be written to while a flow reads them, until they are closed."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self._records: dict[str, list[Record]] = {}
+        self._closed = Flag()
+
+    def source(self, event: type[Event]) -> Source[Record]:
+        """What is put on the topic of `event`, from the first."""
+        return _OpenSource(self._records.setdefault(topic_of(event).name, []), self._closed)
+
+    def put(self, event: Event) -> Record:
+        """Add it to its topic, at the next offset."""
+        records = self._records.setdefault(topic_of(type(event)).name, [])
+        records.append(record(event, offset=len(records)))
+        return records[-1]
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._closed.set()

@@ -7,6 +7,7 @@ of its dead letters, and at most MOST of a kind.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from connectors.kafka.dead_letters import needle_of, redriven_by
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.event import JobEvent
@@ -33,7 +35,12 @@ E = TypeVar("E", bound=JobEvent)
 def read_history(bootstrap: str, config: Mapping[str, str] | None, job_id: str) -> Evidence:
     """The evidence of one job; `known` is false if there is none. Raises Retryable if no broker answers within 10 s."""
     with TopicReader(bootstrap, config) as reader:
-        return _History(reader, job_id).evidence()
+        return evidence_of(reader, job_id)
+
+
+def evidence_of(reader: TopicReader, job_id: str) -> Evidence:
+    """The same, by a reader that was entered."""
+    return _History(reader, job_id).evidence()
 
 
 class _History:
@@ -54,7 +61,7 @@ class _History:
             if marker.dead_letter_id in letters
         }
         known = statuses or letters or results or indexed
-        return Evidence(
+        evidence = Evidence(
             self._job_id,
             tuple(statuses),
             tuple(BuriedMessage(letter, redriven.get(its_id)) for its_id, letter in letters.items()),
@@ -63,6 +70,7 @@ class _History:
             None if known else self._submission(),
             replaced_by,
         )
+        return replace(evidence, cancel=evidence.first_of(self._events(CancelRequested)))
 
     def _records(self, topic: str) -> Iterator[Record]:
         if self._reader.exists(topic):
@@ -90,7 +98,7 @@ class _History:
         """The job's document in the index, and the job that has indexed it anew since the last of `letters`."""
         mine: DocumentIndexed | None = None
         newest: DocumentIndexed | None = None
-        failed = max(letters, key=lambda letter: letter.failed_at, default=None)
+        failed = max(letters, key=lambda letter: (letter.failed_at, letter.event_id), default=None)
         document_id = None if failed is None else failed.document_id
         for record in self._records(topic_of(DocumentIndexed).name):
             same = document_id is not None and record.key == document_id.encode()
@@ -101,7 +109,9 @@ class _History:
                 mine = event if mine is None or event.indexed_at >= mine.indexed_at else mine
             elif same and failed is not None and event.indexed_at > failed.failed_at:
                 newest = event if newest is None or event.indexed_at >= newest.indexed_at else newest
-        indexed = None if mine is None else IndexedDocument(mine.indexed_at, mine.chunks, mine.op == "delete")
+        indexed = (
+            None if mine is None else IndexedDocument(mine.indexed_at, mine.chunks, mine.op == "delete", mine.tenant)
+        )
         return indexed, None if newest is None else newest.job_id
 
     def _submission(self) -> Submission | None:

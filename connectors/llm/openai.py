@@ -14,14 +14,23 @@ from typing import Literal
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from connectors.llm.port import LLM, Completion, Delta, Message, Passage, Prompt, WantedTool
+from connectors.llm.port import (
+    LLM,
+    Completion,
+    Delta,
+    Message,
+    Passage,
+    Prompt,
+    WantedTool,
+    estimated_tokens,
+    length_of,
+)
 from connectors.retry_after import retry_after_s
 from schemas.errors import Bill, Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
 IDLE_TIMEOUT_S = 60.0  # between two bytes: the first token of a long prompt on a busy server takes tens of seconds
 MAX_LINE_BYTES = 1 << 20  # of one server-sent event; deltas are a few hundred bytes
-CHARS_PER_TOKEN = 4  # rule of thumb for English; only where the endpoint reports no usage
 
 _CITED = re.compile(
     r"\[(\d{1,3})\]"
@@ -136,7 +145,7 @@ class OpenAICompatibleLLM(LLM):
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._model = model
+        self.model = model
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._connections = connections
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
@@ -144,7 +153,7 @@ class OpenAICompatibleLLM(LLM):
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
         """Call the endpoint; see the port for what is raised."""
-        answer = _Answer(prompt, self._model)
+        answer = _Answer(prompt, self.model)
         body = self._body(prompt)
         headers = self._headers | {"Idempotency-Key": _idempotency_key(prompt, body)}
         with _classed(self._url):
@@ -175,7 +184,7 @@ class OpenAICompatibleLLM(LLM):
             for tool in prompt.tools
         ]
         return {
-            "model": self._model,
+            "model": self.model,
             "messages": messages,
             "max_tokens": prompt.max_tokens,
             "stream": True,
@@ -280,8 +289,8 @@ class _Answer:
         cited = (int(mark) - 1 for mark in _CITED.findall(text))
         written = len(text) + len(self._arguments())
         usage = self._usage or _Usage(
-            prompt_tokens=-(-_length(self._prompt) // CHARS_PER_TOKEN),
-            completion_tokens=-(-written // CHARS_PER_TOKEN),
+            prompt_tokens=estimated_tokens(length_of(self._prompt)),
+            completion_tokens=estimated_tokens(written),
         )
         try:
             wants = self._wants()
@@ -305,15 +314,6 @@ def _idempotency_key(prompt: Prompt, body: dict[str, object]) -> str:
     """The same for every attempt at a call; the next turn of its job, or a redrive, is another call."""
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
     return f"{prompt.job_id}/{prompt.redrives}/{digest[:32]}"
-
-
-def _length(prompt: Prompt) -> int:
-    """Characters that the model reads."""
-    parts = [message.content for message in prompt.messages]
-    parts += [message.wants.arguments for message in prompt.messages if message.wants is not None]
-    parts += [passage.text for passage in prompt.passages]
-    parts += [tool.description + json.dumps(dict(tool.parameters)) for tool in prompt.tools]
-    return sum(map(len, parts))
 
 
 def _wire_message(message: Message) -> dict[str, object]:

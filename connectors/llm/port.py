@@ -1,5 +1,6 @@
 """The port to a language model."""
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -53,6 +54,23 @@ class Prompt:
     redrives: int = 0  # how often a person asked for the call again, and so for another answer
 
 
+CHARS_PER_TOKEN = 4  # rule of thumb for English; only where nobody counts
+
+
+def estimated_tokens(chars: int) -> int:
+    """What so many characters may be."""
+    return -(-chars // CHARS_PER_TOKEN)
+
+
+def length_of(prompt: Prompt) -> int:
+    """Characters that the model reads."""
+    parts = [message.content for message in prompt.messages]
+    parts += [message.wants.arguments for message in prompt.messages if message.wants is not None]
+    parts += [passage.text for passage in prompt.passages]
+    parts += [tool.description + json.dumps(dict(tool.parameters)) for tool in prompt.tools]
+    return sum(map(len, parts))
+
+
 @dataclass(frozen=True)
 class Delta:
     """A piece of the answer as it is written."""
@@ -76,6 +94,9 @@ class Completion:
 
 class LLM(Protocol):
     """One inference per call, streamed."""
+
+    model: str = "unknown"
+    """Named by the bills of calls that were cut off; an answer may know better."""
 
     def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
         """Yield the deltas as they come, then exactly one Completion whose text is their concatenation.

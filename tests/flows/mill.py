@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from bytewax.testing import TestingSource, run_main
 
+from connectors.cancellations import Cancellations
 from connectors.embedder.cache import CachedEmbedder
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
@@ -50,6 +51,7 @@ class Mill:
         self.loop = loop
         self._entries: list[Entry] = []
         self.embedder = Counting()
+        self.cancellations = Cancellations()
         self.remembering = CachedEmbedder(self.embedder, directory / "embeddings.sqlite", max_bytes=1_000_000)
         self.vectors = EdgeIndex(directory / "vectors")
         self.chunking = ChunkPolicy(40, 5)
@@ -71,7 +73,7 @@ class Mill:
         embedder: Embedder = self.remembering if remember else self.embedder
         try:
             with RecoveryDirectory(self._directory / "ingest") as recovery:
-                runtime = Runtime(topics, self.loop, Stop())
+                runtime = Runtime(topics, self.loop, Stop(), cancellations=self.cancellations)
                 policies = (ExtractPolicy(), self.chunking)
                 spaces = IndexedSpaces(self.vectors, [lambda: embedder])
                 flow = ingest.build(runtime, store, parser, spaces, self.vectors, *policies)

@@ -17,7 +17,9 @@ def record(
 ) -> Record:
     """The event on partition 0 of its topic."""
     topic = dead_letter_topic(event.topic) if isinstance(event, DeadLetter) else topic_of(type(event)).name
-    return Record(topic, 0, offset, event.key_bytes, event.encode(), headers, at or utc_now())
+    at = at or utc_now()
+    written_at = at.replace(microsecond=at.microsecond // 1000 * 1000)  # Kafka's timestamps have milliseconds
+    return Record(topic, 0, offset, event.key_bytes, event.encode(), headers, written_at)
 
 
 def records(*events: Event) -> list[Record]:

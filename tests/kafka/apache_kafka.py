@@ -131,7 +131,7 @@ class ApacheKafka:
         self._port = _free_port()
         self._properties.write_text(_PROPERTIES.format(port=self._port, controller_port=_free_port(), data=data))
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = [*self._java(), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(self._properties)]
+        tool = [*self._java(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(self._properties)]
         subprocess.run(tool, check=True, capture_output=True)
 
     def _java(self, *options: str) -> list[str]:

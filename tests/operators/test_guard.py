@@ -9,6 +9,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import run_main
 from pydantic import ValidationError
 
+from connectors.cancellations import Cancellations
 from connectors.kafka.port import Topics
 from operators.dead_letter import dead_letter
 from operators.decode import consume
@@ -102,10 +103,11 @@ class Judge:
     def __init__(self, policy: GuardPolicy = POLICY) -> None:
         self.clock = Hand()
         self._policy = policy
+        self.cancellations = Cancellations()
         self.restart(None)
 
     def restart(self, snapshot: Any) -> None:
-        self.bucket = _Bucket("guard", self._policy, self.clock, snapshot)
+        self.bucket = _Bucket("guard", self._policy, self.clock, self.cancellations, snapshot)
 
     def read(self, *events: JobEvent, offset: int = 0) -> list[object]:
         envelopes = [Envelope(job_of(each), each, record(each, offset=offset), T0) for each in events]

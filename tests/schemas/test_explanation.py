@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.cancellations import CancelRequested
 from schemas.dead_letter import REDRIVE_HEADER, DeadLetter, Header
 from schemas.explanation import (
     BuriedMessage,
@@ -270,3 +271,56 @@ def test_a_terminal_state_outranks_others_unless_it_was_redriven(
     capped = {each.letter.event_id for each in evidence.buried if each.letter.redrives >= 3}
     assert not offered & (redriven | capped)
     assert explanation.user_sees.endswith(".")
+
+
+CANCEL = CancelRequested(job_id="j", reason="not needed", requested_at=t(4))
+
+
+def cancelled(seconds: float) -> StatusChanged:
+    return status(seconds, JobState.CANCELLED).model_copy(update={"detail": "not needed"})
+
+
+def test_a_cancelled_job_says_where_and_why_and_needs_nothing() -> None:
+    statuses = [status(1, JobState.RUNNING, "answer.retrieve"), status(2, JobState.RUNNING), cancelled(5)]
+    explanation = told(Evidence("j", statuses, cancel=CANCEL), now=1e6)
+    assert explanation.standing is Standing.CANCELLED
+    assert explanation.standing.ended
+    assert explanation.where == "cancelled in answer.infer: not needed"
+    assert explanation.user_sees == "Your request was cancelled."
+    assert (explanation.retry, explanation.escalate) == ((), ())
+    assert explanation.succeeded == ("answer.retrieve is done",)
+    assert [(each.what, each.where, each.detail) for each in explanation.timeline[2:]] == [
+        ("cancel requested", "cancellations.requested", "not needed"),
+        ("cancelled", "answer.infer", "not needed"),
+    ]
+
+
+def test_a_job_that_is_to_be_cancelled_and_has_not_ended_says_so() -> None:
+    explanation = told(Evidence("j", [status(1, JobState.DEFERRED, "answer.budget")], cancel=CANCEL))
+    assert explanation.standing is Standing.DEFERRED
+    assert explanation.where == "deferred in answer.budget; its cancellation was requested"
+    assert explanation.user_sees == "Your request is being cancelled."
+
+
+def test_a_cancel_by_another_tenant_is_no_part_of_the_story() -> None:
+    foreign = CANCEL.model_copy(update={"tenant": "rival"})
+    explanation = told(Evidence("j", [status(1, JobState.RUNNING)], cancel=foreign))
+    assert explanation.where == "running in answer.infer"
+    assert [each.what for each in explanation.timeline] == ["running"]
+    assert not Evidence("j", cancel=CANCEL).known
+
+
+def test_a_completed_job_stays_completed_though_a_repeat_of_it_was_cancelled() -> None:
+    explanation = told(Evidence("j", [cancelled(9)], result=result(5), cancel=CANCEL))
+    assert explanation.standing is Standing.COMPLETED
+    assert explanation.user_sees == "Your answer is ready."
+
+
+def test_a_job_that_was_cancelled_after_a_dead_letter_cannot_be_retried() -> None:
+    explanation = told(Evidence("j", [cancelled(9)], [buried(5)]))
+    assert explanation.standing is Standing.CANCELLED
+    assert explanation.retry == ()
+
+
+def test_statuses_that_come_after_a_cancellation_do_not_bring_the_job_back() -> None:
+    assert told(Evidence("j", [cancelled(5), status(9, JobState.RUNNING)])).standing is Standing.CANCELLED
