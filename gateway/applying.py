@@ -57,6 +57,9 @@ TOPICS: dict[str, type[Event]] = {
 }
 """What is read: each topic's event."""
 
+WITH_HEADERS = frozenset(topic for topic, event in TOPICS.items() if event in {RequestSubmitted, DocumentUploaded})
+"""Of which the headers are read as well."""
+
 _SAVE_JOB = """
 INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET
     tenant = excluded.tenant, kind = excluded.kind, state = excluded.state, step = excluded.step,
