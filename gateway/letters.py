@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from connectors.kafka.dead_letters import (
     DeadLetters,
@@ -20,6 +21,7 @@ from connectors.kafka.dead_letters import (
     LetterFilter,
     LetterPlace,
     LetterSummary,
+    Offsets,
     UnknownLetter,
 )
 from gateway.keys import Authenticated, Caller
@@ -35,10 +37,30 @@ PREVIEW_CHARS = 2000
 _SEEN_S = 1.0  # for which an answer waits until lists show what it says
 _POLL_S = 0.01
 _RETRY_AFTER_S = 5.0
+_MOST_WAITING = 20  # redrives; each takes some tenths of a second, and its caller waits
+
+_EXAMPLE: JsonDict = {
+    "id": "5c3b8f0e-9a54-5f1e-8f3e-0d7c6f1f2a11",
+    "failed_at": "2026-01-31T12:00:00Z",
+    "topic": "requests.submitted",
+    "step": "answer.infer",
+    "error_class": "retryable",
+    "error_type": "Retryable",
+    "message": "the model answered 500 five times",
+    "attempts": 5,
+    "retryable": True,
+    "tenant": "acme",
+    "job_id": "q-1",
+    "document_id": None,
+    "redrives": 0,
+    "redriven_at": None,
+}
 
 
 class LetterList(BaseModel):
     """Dead letters, the newest first, and how many there are in all."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"dead_letters": [_EXAMPLE], "total": 1}]})
 
     dead_letters: list[LetterSummary]
     total: int = Field(description="How many match, shown or not.")
@@ -105,6 +127,7 @@ class Letters:
         self._publisher = publisher
         self._letters = letters
         self._one_at_a_time = ThreadPoolExecutor(1, "redrive")
+        self._waiting = 0  # by the event loop alone
 
     def router(self) -> APIRouter:
         """Under /v1."""
@@ -142,13 +165,14 @@ class Letters:
         message: Annotated[bool, Query(description="With the beginning of its message.")] = False,  # noqa: FBT002  # a query parameter
     ) -> LetterWithMessage | LetterShown:
         """One dead letter."""
+        known = self._read_model.positions()
         found, at = self._visible(caller, letter_id)
         shown = _shown(found)
         if not message:
             return shown
         self._publisher.ensure_reachable()
         try:
-            value = self._letters.find(letter_id, at=at).letter.message_value
+            value = self._letters.find(letter_id, at=at, unmarked_before=known).letter.message_value
         except UnknownLetter as error:
             raise _unknown() from error
         size = None if value is None else len(value)
@@ -156,12 +180,19 @@ class Letters:
 
     async def redrive_letter(self, caller: Authenticated, letter_id: str) -> Redriven:
         """Produce its message again, as it was. A letter is redriven once."""
+        known = self._read_model.positions()  # before it is asked whether the letter was redriven up to there
         found, at = self._visible(caller, letter_id)
         if found.redriven_at is not None:
             raise _already()
         self._publisher.ensure_reachable()
+        if self._waiting >= _MOST_WAITING:
+            raise Unavailable(f"{self._waiting} redrives are under way; ask again", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
-        redriven = await loop.run_in_executor(self._one_at_a_time, self._redrive, letter_id, at)
+        self._waiting += 1
+        try:
+            redriven = await loop.run_in_executor(self._one_at_a_time, self._redrive, letter_id, at, known)
+        finally:
+            self._waiting -= 1
         await self._seen(letter_id)
         return Redriven(redriven=redriven)
 
@@ -171,9 +202,9 @@ class Letters:
             raise _unknown()
         return found
 
-    def _redrive(self, letter_id: str, at: LetterPlace) -> int:
+    def _redrive(self, letter_id: str, at: LetterPlace, known: Offsets) -> int:
         try:
-            plan = self._letters.plan(LetterFilter(), [letter_id], at=at)
+            plan = self._letters.plan(LetterFilter(), [letter_id], at=at, unmarked_before=known)
             if plan.already_redriven:
                 raise _already()
             if plan.without_message:

@@ -3,7 +3,8 @@
 from functools import partial
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from connectors.kafka.reviews import read_prompt
 from gateway.keys import authenticate
@@ -15,6 +16,14 @@ from gateway.reviews import Reviews
 from gateway.usage import UsageRoutes
 from schemas.budgets import Budget
 from schemas.prices import Prices
+
+_EXAMPLE: JsonDict = {
+    "flow": "answer",
+    "topics": [{"topic": "requests.submitted", "lag": 12, "end": 1041, "committed": 1029}],
+    "lag": 12,
+    "per_s": 40.2,
+    "history": [[1769860800.0, 213, 0.0], [1769860805.0, 12, 40.2]],
+}
 
 
 class TopicShown(BaseModel):
@@ -40,6 +49,8 @@ class FlowShown(BaseModel):
 
 class FlowList(BaseModel):
     """The flows that have ever run, by name."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"flows": [_EXAMPLE]}]})
 
     flows: list[FlowShown]
 

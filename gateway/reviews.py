@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from connectors.kafka.record import outgoing
 from connectors.kafka.reviews import Decision, Review, decision_of
@@ -36,8 +37,30 @@ Conversation = Callable[[ReviewRequested], str | None]
 """Reads the conversation of the request that was stopped; None if its message is gone. Blocking."""
 
 
+_EXAMPLE: JsonDict = {
+    "tenant": "acme",
+    "job_id": "q-9",
+    "review_id": "0b7c2f5e-2a4d-5b1c-9a77-6f3f1c1f5d20",
+    "root_job_id": "q-1",
+    "limit": "depth",
+    "value": 9,
+    "allowed": 8,
+    "reason": "depth 9; 8 are allowed",
+    "depth": 9,
+    "ancestors": [{"job_id": "q-1", "depth": 0}],
+    "prompt_chars": 1200,
+    "origin": "requests.submitted/3/1041",
+    "expires_at": "2026-02-07T12:00:00Z",
+    "requested_at": "2026-01-31T12:00:00Z",
+    "standing": "open",
+    "decided": None,
+}
+
+
 class ReviewShown(ReviewRequested):
     """A job that a guard has stopped, and what became of it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     standing: Literal["open", "expired", "approved", "rejected"] = Field(description="What became of it.")
     decided: ReviewDecided | None = Field(description="The decision; null while it is open, and if it has expired.")
@@ -46,11 +69,17 @@ class ReviewShown(ReviewRequested):
 class ReviewWithPrompt(ReviewShown):
     """The same with the conversation that was stopped."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [_EXAMPLE | {"prompt": "user: How often is the filter changed?"}]}
+    )
+
     prompt: str | None = Field(description="`role: content`, turn by turn; null if its message is gone.")
 
 
 class ReviewList(BaseModel):
     """Reviews, the newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reviews": [_EXAMPLE]}]})
 
     reviews: list[ReviewShown]
 

@@ -8,7 +8,8 @@ from decimal import Decimal
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from gateway.keys import ALL, Authenticated, Caller
 from gateway.problems import Problem, responses
@@ -23,6 +24,29 @@ SHOWN = {"hour": timedelta(days=1), "day": timedelta(days=31)}
 """Without `since`."""
 MOST = {"hour": timedelta(days=93), "day": timedelta(days=3660)}
 """An answer has a row for each tenant, model and window."""
+
+
+_EXAMPLE: JsonDict = {
+    "windows": [
+        {
+            "tenant": "acme",
+            "model": "small",
+            "window_start": "2026-01-31T00:00:00Z",
+            "window_s": 86_400,
+            "calls": 12,
+            "prompt_tokens": 30_000,
+            "completion_tokens": 4000,
+            "estimated_calls": 0,
+            "version": 12,
+            "closed": False,
+            "money": "0.0069",
+        }
+    ],
+    "totals": [{"tenant": "acme", "calls": 12, "prompt_tokens": 30_000, "completion_tokens": 4000, "money": "0.0069"}],
+    "budgets": [
+        {"tenant": "acme", "policy": "defer", "windows": [{"kind": "fixed", "seconds": 86_400, "tokens": 1_000_000}]}
+    ],
+}
 
 
 class WindowShown(UsageWindowed):
@@ -51,6 +75,8 @@ class BudgetShown(BaseModel):
 
 class Usage(BaseModel):
     """What was used, and what may be."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     windows: list[WindowShown] = Field(description="The oldest first.")
     totals: list[UsageTotal] = Field(description="By tenant.")

@@ -39,6 +39,8 @@ _ID_CHARS = 36
 _MARKERS = topic_of(DeadLetterRedriven).name
 
 ErrorClass = Literal["retryable", "poison"]
+Offsets = Mapping[tuple[str, int], int]
+"""By topic and partition."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,13 @@ class DeadLetters:
         shown = tuple(letter for _, _, letter in sorted(newest, key=lambda each: each[:2]))
         return Listing(shown, classes.total(), dict(classes), dict(steps), reading.unreadable)
 
-    def find(self, letter_id: str, *, at: LetterPlace | None = None) -> FoundLetter:
+    def find(
+        self, letter_id: str, *, at: LetterPlace | None = None, unmarked_before: Offsets | None = None
+    ) -> FoundLetter:
         """The letter with this id, or the one whose id begins so. Raises Fatal if there is none, or more than one.
 
-        at: where it is, if that is known. Then nothing is searched: in milliseconds, not in seconds per 10,000 letters.
+        at, unmarked_before: where it is, and how far the markers of redrives hold none of it, for whoever knows: then
+        nothing is searched, which takes a second per 10,000 letters and markers.
         """
         found: dict[str, DeadLetter] = {}
         with self._reader() as reader:
@@ -216,7 +221,7 @@ class DeadLetters:
             if not found:
                 raise _unknown(letter_id, self._bootstrap)
             ((its_id, letter),) = found.items()
-            return FoundLetter(letter, _markers(reader, its_id).get(its_id))
+            return FoundLetter(letter, _markers(reader, unmarked_before).get(its_id))
 
     def plan(
         self,
@@ -225,6 +230,7 @@ class DeadLetters:
         *,
         max_redrives: int = MAX_REDRIVES,
         at: LetterPlace | None = None,
+        unmarked_before: Offsets | None = None,
     ) -> RedrivePlan:
         """Decide what to redrive, writing nothing: letters with these ids or beginnings of ids, else those that match.
 
@@ -232,7 +238,7 @@ class DeadLetters:
         say they are not retryable, unless `ids` or the filter's `error_class` name them; messages that were redriven
         `max_redrives` times. Raises Fatal if an id is unknown or ambiguous, and if a topic that is needed is missing.
 
-        at: where the one letter of `ids` is, if that is known; then nothing is searched, here and by redrive().
+        at, unmarked_before: as for find(), of the one letter of `ids`; redrive() searches nothing either.
         """
         tally, reading = _Tally(), _Reading()
         found: dict[str, set[str]] = {prefix: set() for prefix in ids}
@@ -241,7 +247,7 @@ class DeadLetters:
         with self._reader() as reader:
             if not reader.exists(_MARKERS):
                 raise Fatal(f"topic {_MARKERS} is missing at {self._bootstrap}; create it: headrace topics create")
-            redriven = _markers(reader, None if at is None else ids[0])
+            redriven = _markers(reader, unmarked_before)
             topics = self._topics(reader, wanted.topic)
             for letter, letter_id in self._letters(reader, topics, reading, wanted.job_id, at=at):
                 named = [prefix for prefix in found if letter_id.startswith(prefix)]
@@ -377,22 +383,19 @@ def needle_of(job_id: str | None) -> bytes:
     return job_id.encode()
 
 
-def redriven_by(reader: TopicReader, letter_id: str | None = None) -> Iterator[DeadLetterRedriven]:
-    """All markers, or at least those of one letter; none if there is no such topic."""
+def redriven_by(reader: TopicReader, starts: Offsets | None = None) -> Iterator[DeadLetterRedriven]:
+    """All markers, or those from `starts` on; none if there is no such topic."""
     if not reader.exists(_MARKERS):
         return
-    needle = (letter_id or "").encode()
-    for record in reader.records([_MARKERS]):
-        if needle not in (record.value or b""):
-            continue
+    for record in reader.records([_MARKERS], starts):
         try:
             yield DeadLetterRedriven.model_validate_json(record.value or b"")
         except ValidationError:
             continue  # a tombstone, or nothing of ours
 
 
-def _markers(reader: TopicReader, letter_id: str | None = None) -> dict[str, datetime]:
-    return {marker.dead_letter_id: marker.redriven_at for marker in redriven_by(reader, letter_id)}
+def _markers(reader: TopicReader, starts: Offsets | None = None) -> dict[str, datetime]:
+    return {marker.dead_letter_id: marker.redriven_at for marker in redriven_by(reader, starts)}
 
 
 def summary(letter: DeadLetter, redriven_at: datetime | None) -> LetterSummary:

@@ -30,15 +30,15 @@ class Position:
 
 
 class GroupPositions:
-    """Asks one broker, over connections that stay, one for each group. Blocking; for one thread."""
+    """Asks about any number of groups, over connections that stay. Blocking; for one thread."""
 
     def __init__(self, bootstrap: str, config: Mapping[str, str] | None = None) -> None:
         self._bootstrap = bootstrap
         self._errors = ConnectionErrors("lag")
-        settings: dict[str, Any] = base_config(bootstrap, config or {}, self._errors)  # stubs know no callbacks
+        settings: dict[str, Any] = base_config(bootstrap, config or {}, self._errors)  # its stub knows of no callbacks
+        self._config = dict(config or {})
         self._admin = AdminClient(settings)
-        self._settings = settings
-        self._members: dict[str, Consumer] = {}
+        self._consumers: dict[str, Consumer] = {}  # by group
 
     def of(self, group_ids: Sequence[str], topics: Sequence[str]) -> dict[str, list[Position]]:
         """Each group's positions in all partitions of those of `topics` where it has committed anything.
@@ -74,20 +74,16 @@ class GroupPositions:
         }
 
     def _committed(self, group_id: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
-        """Offsets by place, where there are any. The embedded broker answers only for named partitions."""
-        answer = self._member(group_id).committed(list(places), timeout=_TIMEOUT_S)
-        return {(each.topic, each.partition): each.offset for each in answer if each.offset >= 0}
+        """Offsets by place, where there are any.
 
-    def _member(self, group_id: str) -> Consumer:
-        """A consumer that could be in the group, and joins nothing.
-
-        An AdminClient could ask for all groups, but ends the process by a segmentation fault when their coordinator
-        has moved, or is not there yet: https://github.com/confluentinc/librdkafka/issues/5040.
+        By a consumer of that group, which joins nothing: librdkafka's admin client, asked the same, ends the process
+        by SIGSEGV when a coordinator is new or moves (ListConsumerGroupOffsets, NOT_COORDINATOR; librdkafka 2.16).
         """
-        if group_id not in self._members:
-            settings = {**self._settings, "group.id": group_id, "enable.auto.commit": False}
-            self._members[group_id] = Consumer(settings)
-        return self._members[group_id]
+        if group_id not in self._consumers:
+            settings = base_config(self._bootstrap, self._config, self._errors)
+            self._consumers[group_id] = Consumer({**settings, "group.id": group_id, "enable.auto.commit": False})
+        committed = self._consumers[group_id].committed(list(places), timeout=_TIMEOUT_S)
+        return {(each.topic, each.partition): each.offset for each in committed if each.offset >= 0}
 
     def _offsets(self, places: set[tuple[str, int]], which: OffsetSpec) -> dict[tuple[str, int], int]:
         if not places:

@@ -67,12 +67,20 @@ class TopicReader:
         """Whether the broker has this topic."""
         return bool(self._partitions(topic))
 
-    def records(self, topics: Sequence[str]) -> Iterator[Record]:
-        """Everything in `topics`, which must exist. Raises Retryable if the broker stops answering."""
+    def records(self, topics: Sequence[str], starts: Mapping[tuple[str, int], int] | None = None) -> Iterator[Record]:
+        """Everything in `topics`, which must exist. Raises Retryable if the broker stops answering.
+
+        starts: by topic and partition, what is before these offsets is left out; where a topic was made anew, and ends
+        before them, nothing is.
+        """
         try:
             ends = dict(self._ends(topics))
         except KafkaException as error:
             raise self._unreachable(cause(error)) from error
+        for place, start in (starts or {}).items():
+            low, high = ends.get(place, (0, 0))
+            if low < start <= high:
+                ends[place] = (start, high)
         try:
             self._consumer.assign([TopicPartition(*place, low) for place, (low, _) in ends.items()])
             yield from self._until({place: high for place, (low, high) in ends.items() if low < high})

@@ -1,28 +1,27 @@
-"""The routes of `gateway.operations` on an embedded broker, with a read model that follows its topics."""
+"""A gateway in this process, on an embedded broker, as its callers see it."""
 
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
-from confluent_kafka import Consumer, TopicPartition
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
-from connectors.kafka.client import record_of
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.embedded import EmbeddedKafka
 from connectors.kafka.positions import GroupPositions
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord
-from gateway import problems
+from connectors.object_store import ObjectStore
+from gateway.app import create_app
+from gateway.hub import Hub
 from gateway.keys import Keys, digest_of
 from gateway.lag import Lag
-from gateway.operations import router
 from gateway.parts import Limits, Parts
+from gateway.projection import Projection
 from gateway.publisher import Publisher
 from gateway.read_model import ReadModel
 from schemas.event import Event
@@ -45,16 +44,19 @@ class Gateway:
         self._outbox = ReliableProducer(bootstrap).outbox()
         self._client = client
 
-    def get(self, path: str, key: str = ALL, **query: object) -> Any:
+    def get(self, path: str, key: str = ALL, **query: Any) -> Any:
         """The JSON of a GET that works."""
         status, body = self.ask("GET", path, key, **query)
         assert status == 200, body
         return body
 
-    def ask(self, method: str, path: str, key: str = ALL, body: object = None, **query: object) -> tuple[int, Any]:
+    def ask(  # options by keyword
+        self, method: str, path: str, key: str = ALL, body: object = None, *, traceparent: str = "", **query: object
+    ) -> tuple[int, Any]:
         """Status and JSON."""
+        headers = {"X-API-Key": key} | ({"traceparent": traceparent} if traceparent else {})
         answer = self._client.request(
-            method, f"/v1{path}", json=body, params=cast("dict[str, str]", query), headers={"X-API-Key": key}
+            method, f"/v1{path}", json=body, params=cast("dict[str, str]", query), headers=headers
         )
         return answer.status_code, answer.json()
 
@@ -80,63 +82,37 @@ def gateway_on(
     with ExitStack() as running:
         kafka = running.enter_context(EmbeddedKafka())
         kafka.create_topics(TOPICS)
-        read_model = ReadModel(directory / "read_model.sqlite")
-        publisher = Publisher(kafka.bootstrap)
-        lag = Lag(GroupPositions(kafka.bootstrap), groups or {})
-        absent: Any = SimpleNamespace()
+        read_model, hub = ReadModel(directory / "read_model.sqlite"), Hub()
+        projection = Projection(kafka.bootstrap, {}, read_model, hub)
         parts = Parts(
-            publisher=publisher,
+            publisher=Publisher(kafka.bootstrap),
             read_model=read_model,
-            hub=absent,
-            progress=absent,
-            store=absent,
+            hub=hub,
+            progress=projection,
+            store=ObjectStore(str(directory / "objects")),
             keys=Keys(KEYS, per_s=10_000, burst=10_000),
             letters=DeadLetters(kafka.bootstrap),
-            lag=lag,
+            lag=Lag(GroupPositions(kafka.bootstrap), groups or {}),
             bootstrap=kafka.bootstrap,
             limits=limits or Limits(),
         )
-        with following(kafka.bootstrap, read_model), TestClient(app_of(parts)) as client:
-            gateway = Gateway(kafka.bootstrap, running.close, parts, client)
-            gateway.eventually("Kafka to be reachable", lambda: publisher.reachable)
-            yield gateway
-        read_model.close()
+        projection.start()
+        try:
+            with TestClient(served(parts)) as client:
+                gateway = Gateway(kafka.bootstrap, running.close, parts, client)
+                gateway.eventually("it to be ready", lambda: client.get("/readyz").status_code == 200)
+                yield gateway
+        finally:
+            projection.close()
+            read_model.close()
 
 
-def app_of(parts: Parts) -> FastAPI:
-    """These routes alone."""
+def served(parts: Parts) -> Starlette:
+    """The application, with a publisher that runs as long as it does."""
 
     @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
+    async def running(_: Starlette) -> AsyncIterator[None]:
         async with parts.publisher:
             yield
 
-    app = FastAPI(lifespan=running)
-    app.state.keys = parts.keys
-    problems.install(app)
-    app.include_router(router(parts))
-    return app
-
-
-@contextmanager
-def following(bootstrap: str, read_model: ReadModel) -> Iterator[None]:
-    """Keep the read model up to date, as a projection does."""
-    done = threading.Event()
-
-    def follow() -> None:
-        consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "following", "enable.auto.commit": False})
-        try:
-            consumer.assign([TopicPartition(topic, partition, 0) for topic in TOPICS for partition in range(4)])
-            while not done.is_set():
-                messages = consumer.consume(100, timeout=0.01)
-                read_model.apply([record_of(message) for message in messages if message.error() is None])
-        finally:
-            consumer.close()
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return Starlette(routes=[Mount("/", create_app(parts))], lifespan=running)

@@ -1,7 +1,7 @@
 """The read model and `headrace jobs show` come to the same answer from the same topics."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,7 +44,8 @@ class InMemory(TopicReader):
     def exists(self, topic: str) -> bool:
         return any(record.topic == topic for record in self._written)
 
-    def records(self, topics: Sequence[str]) -> Iterator[Record]:
+    def records(self, topics: Sequence[str], starts: Mapping[tuple[str, int], int] | None = None) -> Iterator[Record]:
+        del starts
         return (record for record in self._written if record.topic in topics)
 
 

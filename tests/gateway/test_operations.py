@@ -3,6 +3,10 @@
 import time
 from pathlib import Path
 
+from gateway.letters import LetterList
+from gateway.operations import FlowList
+from gateway.reviews import ReviewList, ReviewShown, ReviewWithPrompt
+from gateway.usage import Usage
 from tests.gateway.operated import ALL, gateway_on
 from tests.gateway.test_letters import buried
 from tests.gateway.test_reviews import stopped
@@ -29,3 +33,10 @@ def test_while_kafka_is_out_nothing_is_accepted_and_all_is_still_shown(tmp_path:
         assert {(status, problem["type"]) for status, problem in refused} == {(503, "/problems/unavailable")}
         assert set(shown) == {200}
         assert gateway.get(review_path)["standing"] == "open"
+
+
+def test_the_examples_are_what_the_routes_answer() -> None:
+    for model in (ReviewList, ReviewShown, ReviewWithPrompt, LetterList, Usage, FlowList):
+        (example,) = model.model_json_schema()["examples"]
+        shown = model.model_validate(example).model_dump(mode="json", exclude_unset=True)
+        assert shown == example

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from connectors.kafka.client import record_of
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
 from schemas.reviews import ReviewDecided, ReviewRequested
@@ -70,6 +71,18 @@ def test_an_approval_needs_no_body_and_whoever_sees_all_is_the_console(gateway: 
     assert status == 202
     (decided,) = decisions(gateway, review)
     assert (decided.allowed, decided.note, decided.reviewer) == (None, None, "console")
+
+
+def test_a_decision_goes_on_with_the_callers_trace_unless_it_is_none(gateway: Gateway) -> None:
+    trace = f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"
+    reviews = {trace: stopped(gateway), "no trace": stopped(gateway)}
+
+    for traceparent, review in reviews.items():
+        assert gateway.ask("POST", f"/reviews/{review.review_id}/approve", traceparent=traceparent)[0] == 202
+
+    messages = map(record_of, read(gateway.bootstrap, "reviews.decided"))
+    traces = {message.key: message.header("traceparent") for message in messages}
+    assert [traces[review.key_bytes] for review in reviews.values()] == [trace, None]
 
 
 def test_a_rejection_says_why(gateway: Gateway) -> None:

@@ -274,6 +274,30 @@ def test_a_letter_whose_place_is_known_is_found_and_redriven_like_any_other(
     assert letters.find(letter.event_id, at=at).redriven_at is not None
 
 
+def test_a_marker_is_found_wherever_whoever_asks_has_not_read(
+    bootstrap: str, bury: Callable[..., DeadLetter], letters: DeadLetters
+) -> None:
+    first, letter = bury(), bury()
+    letters.redrive(letters.plan(LetterFilter(), [first.event_id]))
+    before = ends(bootstrap, MARKERS)
+    letters.redrive(letters.plan(LetterFilter(), [letter.event_id]))
+
+    def redriven(each: DeadLetter, unmarked_before: dict[tuple[str, int], int]) -> bool:
+        return letters.find(each.event_id, unmarked_before=unmarked_before).redriven_at is not None
+
+    assert redriven(letter, before)
+    assert not redriven(letter, ends(bootstrap, MARKERS))  # what was said is believed
+    assert redriven(first, {(MARKERS, partition): 1_000_000 for partition in range(4)})  # the topic was made anew
+
+
+def ends(bootstrap: str, topic: str) -> dict[tuple[str, int], int]:
+    """The offset after the last, by partition."""
+    found = {(topic, partition): 0 for partition in range(4)}
+    for record in map(record_of, read(bootstrap, topic)):
+        found[topic, record.partition] = record.offset + 1
+    return found
+
+
 def test_a_place_that_holds_another_letter_or_none_is_no_letter(
     bootstrap: str, bury: Callable[..., DeadLetter], letters: DeadLetters
 ) -> None:
