@@ -125,7 +125,7 @@ class Applying:
             if not file.evidence.known:
                 self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
                 continue
-            self._save(file.row())
+            self._save(file.row)
             yield change_of(self._db, file, self._told.get(job_id, ()))
         for job_id in self._told:
             if job_id not in self._touched:
@@ -158,24 +158,29 @@ class Applying:
 
     def _status(self, record: Record) -> None:
         event = _keyed(StatusChanged, record)
-        self._insert("statuses", event.job_id, record.offset, _ms(record), self._tell("status", record, event))
+        data = event.encode()
+        self._insert("statuses", event.job_id, record.offset, _ms(record), data)
+        self._tell("status", record, event, data)
         self.touch(event.job_id)
 
     def _result(self, record: Record) -> None:
         event = _keyed(ResultCompleted, record)
         former = self._db.execute("SELECT event FROM results WHERE job_id = ?", (event.job_id,)).fetchone()
-        if former is None or former[0] != event.encode():  # a repeat is not told again
-            self._insert("results", event.job_id, record.offset, _ms(record), self._tell("result", record, event))
+        data = event.encode()
+        if former is None or former[0] != data:  # a repeat is not told again
+            self._insert("results", event.job_id, record.offset, _ms(record), data)
+            self._tell("result", record, event, data)
             self.touch(event.job_id)
 
     def _delta(self, record: Record) -> None:
         event = _keyed(TextDelta, record)
         if self._is_void(event):
             return
-        self._calls[event.job_id] = _Call(event.call_id, event.number)
-        data = self._tell("delta", record, event)
+        data = event.encode()
         columns = (event.job_id, record.offset, event.call_id, event.number, event.last, _ms(record), data)
         self._insert("deltas", None, *columns)
+        self._calls[event.job_id] = _Call(event.call_id, event.number)
+        self._tell("delta", record, event, data)
 
     def _is_void(self, event: TextDelta) -> bool:
         """A repeat, a delta of a call that another one has replaced, or of one whose beginning is not known."""
@@ -304,10 +309,8 @@ class Applying:
             (changed.tenant, micros(changed.changed_at), changed.encode()),
         )
 
-    def _tell(self, lane: Lane, record: Record, event: JobEvent) -> bytes:
-        data = event.encode()
+    def _tell(self, lane: Lane, record: Record, event: JobEvent, data: bytes) -> None:
         self._told.setdefault(event.job_id, []).append(Told(lane, record.offset, data))
-        return data
 
     def _insert(self, table: str, *columns: object) -> None:
         holes = ", ".join("?" * len(columns))

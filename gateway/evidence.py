@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 from gateway.moments import micros, moment
 from gateway.told import Change, Told
@@ -50,6 +51,7 @@ class File:
     evidence: Evidence
     document_id: str | None
 
+    @cached_property
     def row(self) -> JobRow:
         """The job in a list; the evidence must be known."""
         said = outline(self.evidence)
@@ -64,6 +66,12 @@ class File:
             self.document_id,
             self.evidence.cancel_requested is not None,
         )
+
+    @property
+    def ended(self) -> bool:
+        """The job has ended, and its result is there if it has one."""
+        answered = self.row.state is Standing.COMPLETED and self.row.kind == "request"
+        return self.row.state.ended and (not answered or self.evidence.result is not None)
 
 
 def read_file(db: sqlite3.Connection, job_id: str) -> File:
@@ -107,19 +115,11 @@ def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:
     return None if found is None else str(found[0])
 
 
-def ended(evidence: Evidence) -> bool:
-    """Whether the job has ended, and its result is there if it has one."""
-    said = outline(evidence)
-    answered = said.standing is Standing.COMPLETED and said.kind == "request"
-    return said.standing.ended and (not answered or evidence.result is not None)
-
-
 def change_of(db: sqlite3.Connection, file: File, told: Sequence[Told]) -> Change:
     """What is new, and how the job stands with it."""
-    row = file.row()
-    has_ended = row.state.ended and ended(file.evidence)
-    settled = has_ended and _is_settled(db, file.evidence, row.state)
-    return Change(row.job_id, told, row.state, ended=has_ended, settled=settled, updated_at=row.updated_at)
+    row = file.row
+    settled = file.ended and _is_settled(db, file.evidence, row.state)
+    return Change(row.job_id, told, row.state, ended=file.ended, settled=settled, updated_at=row.updated_at)
 
 
 def _is_settled(db: sqlite3.Connection, evidence: Evidence, state: Standing) -> bool:

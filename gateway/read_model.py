@@ -27,7 +27,7 @@ from connectors.kafka.record import Record
 from connectors.kafka.reviews import Review
 from connectors.sqlite_file import open_write_ahead
 from gateway.applying import BODY_SHA256_HEADER, Applying
-from gateway.evidence import JobRow, change_of, ended, read_file, replaced_by
+from gateway.evidence import JobRow, change_of, read_file, replaced_by
 from gateway.moments import micros, moment
 from gateway.read_tables import RETENTION_MS, SCHEMA, VERSION
 from gateway.told import Change, Lane, Position, Told
@@ -221,8 +221,8 @@ class ReadModel:
     def ended(self, job_id: str) -> bool:
         """Whether the job has ended, and its result is there if it has one."""
         with self._reading() as db:
-            evidence = read_file(db, job_id).evidence
-        return evidence.known and ended(evidence)
+            file = read_file(db, job_id)
+        return file.evidence.known and file.ended
 
     def evidence(self, job_id: str) -> Evidence | None:
         """Everything that is known about the job; None: nothing."""

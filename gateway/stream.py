@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import anyio
 from starlette.responses import StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -128,14 +129,15 @@ async def serve_websocket(websocket: WebSocket, read_model: ReadModel, hub: Hub,
 
     The server's own pings are the heartbeat.
     """
-    gone = asyncio.create_task(_gone(websocket))
-    speaking = asyncio.create_task(_speak(websocket, read_model, hub, job_id, after))
-    try:
-        await asyncio.wait({gone, speaking}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (gone, speaking):
-            task.cancel()
-        await asyncio.gather(gone, speaking, return_exceptions=True)
+    async with anyio.create_task_group() as tasks:
+
+        async def listen() -> None:
+            await _gone(websocket)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(listen)
+        await _speak(websocket, read_model, hub, job_id, after)
+        tasks.cancel_scope.cancel()
 
 
 async def _gone(websocket: WebSocket) -> None:

@@ -131,8 +131,8 @@ class ApacheKafka:
         self._port = _free_port()
         self._properties.write_text(_PROPERTIES.format(port=self._port, controller_port=_free_port(), data=data))
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = [*self._java(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(self._properties)]
-        subprocess.run(tool, check=True, capture_output=True)
+        tool = [*self._java(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}"]
+        subprocess.run([*tool, "-c", str(self._properties)], check=True, capture_output=True)
 
     def _java(self, *options: str) -> list[str]:
         return ["java", *options, "-cp", f"{jars()}/*"]
