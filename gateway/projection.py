@@ -37,7 +37,10 @@ _POLL_S = 0.1
 _TIMEOUT_S = 2.0
 _AGAIN_S = 1.0  # after a failure that should not be
 
-_PASSING = TRANSIENT | {KafkaError._UNKNOWN_PARTITION}  # noqa: SLF001  # librdkafka's own code
+_PASSING = TRANSIENT | {
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001  # librdkafka's own code
+    KafkaError.UNKNOWN_TOPIC_OR_PART,  # for a moment after its topic was made
+}
 _AWAY = frozenset(
     {
         KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001  # same: the offset is not in the topic any more
@@ -140,21 +143,18 @@ class _Following:
         self._admin = AdminClient(settings)
         self._behind: set[_Place] = set()  # partitions whose end, as it was found first, is not reached yet
         self._assigned: set[_Place] = set()
-        self._looked = False
+        self._all_begun = False
         self._look_at = 0.0
+        self.caught_up = False  # for good, once all that was there at first is applied
         self._described: dict[str, Future[TopicDescription]] = {}
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether all that was there at first has been handed out."""
-        return self._looked and not self._behind
 
     def close(self) -> None:
         """Leave the broker."""
         self._consumer.close()
 
     def records(self) -> list[Record]:
-        """What has come: at once if there is anything, else after 0.1 s at most."""
+        """What has come: at once if there is anything, else after 0.1 s at most. What came before is applied."""
+        self.caught_up = self.caught_up or (self._all_begun and not self._behind)
         self._look()
         first = self._consumer.poll(_POLL_S)
         messages = [] if first is None else [first, *self._consumer.consume(MOST - 1, timeout=0)]
@@ -183,13 +183,13 @@ class _Following:
                 for partition in metadata.topics[topic].partitions
             }
             self._begin(there - self._assigned)
+            self._all_begun = there <= self._assigned
         except KafkaException as error:
             if cause(error).code() not in _PASSING:
                 raise
             return  # an outage; librdkafka reconnects
-        self._looked = True
         topics = sorted({topic for topic, _ in there})
-        if len(topics) == len(TOPICS):
+        if len(topics) == len(TOPICS) and self._all_begun:
             self._look_at = time.monotonic() + _LOOK_S
         if topics:
             self._described = self._admin.describe_topics(TopicCollection(topics), request_timeout=_LOOK_S)
@@ -204,14 +204,17 @@ class _Following:
                     raise _ReplacedError(f"topic {topic} is another one of that name")
 
     def _begin(self, places: Collection[_Place]) -> None:
-        """Read them from where the read model is; all are asked for at once, since one by one takes seconds."""
+        """Read them from where the read model is; all are asked for at once, since one by one takes seconds.
+
+        Those whose leader is not known wait for the next look.
+        """
         if not places:
             return
         low = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]  # its stub's omission
         high = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]  # same
         reached = self._read_model.positions()
         begun: list[TopicPartition] = []
-        for place in sorted(places):
+        for place in sorted(low.keys() & high.keys()):
             at = reached.get(place, low[place])
             if at > high[place]:
                 raise _ReplacedError(f"{place[0]}/{place[1]} ends at offset {high[place]}, and was read up to {at}")
@@ -219,12 +222,18 @@ class _Following:
             if begun[-1].offset < high[place]:
                 self._behind.add(place)
         self._consumer.incremental_assign(begun)
-        self._assigned |= set(places)
+        self._assigned |= low.keys() & high.keys()
 
     def _offsets(self, places: Collection[_Place], which: OffsetSpec) -> dict[_Place, int]:
         asked = {TopicPartition(*place): which for place in places}
-        futures = self._admin.list_offsets(asked, request_timeout=_TIMEOUT_S)
-        return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+        found: dict[_Place, int] = {}
+        for place, future in self._admin.list_offsets(asked, request_timeout=_TIMEOUT_S).items():
+            try:
+                found[place.topic, place.partition] = future.result().offset
+            except KafkaException as error:
+                if cause(error).code() not in _PASSING:
+                    raise
+        return found
 
     def _judge(self, place: _Place, error: KafkaError) -> None:
         """What came instead of a record."""
@@ -235,7 +244,7 @@ class _Following:
             self._consumer.incremental_unassign([TopicPartition(*place)])
             self._assigned.discard(place)
             self._behind.discard(place)
-            self._look_at = 0.0 if code == KafkaError._AUTO_OFFSET_RESET else self._look_at  # noqa: SLF001  # same
+            self._look_at = min(self._look_at, time.monotonic() + _LOOK_FOR_MISSING_S)
         elif code not in _PASSING:
             raise KafkaException(error)
 
