@@ -132,7 +132,8 @@ class ObjectStore:
                 return path.relative_to(self._base_directory).as_posix()
         except Poison:  # which whoever reads it will say
             return None
-        return uri.removeprefix(f"{self._base_url}/") if uri.startswith(f"{self._base_url}/") else None
+        base, place = (each.partition("://")[2] for each in (self._base_url, uri))  # S3: and s3a: lead there as well
+        return place.removeprefix(f"{base}/") if self._base_directory is None and place.startswith(f"{base}/") else None
 
     def _read_file(self, uri: str, max_bytes: int) -> bytes:
         shown = shown_uri(uri)

@@ -8,9 +8,8 @@ the flows drop as a repeat. Without a key, `job_id` says so, or is derived from 
 import asyncio
 import hashlib
 import json
-import re
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -26,42 +25,14 @@ from gateway.keys import Authenticated, Caller
 from gateway.parts import Parts
 from gateway.problems import Problem, invalid, responses
 from gateway.read_model import BODY_SHA256_HEADER
+from gateway.sending import Sending
 from gateway.upload import FIELDS, Form, Received, boundary_of, receive
 from schemas.documents import DocumentUploaded
 from schemas.event import derive_id, utc_now
 from schemas.requests import RequestSubmitted
 
-MOST_WAIT_S = 120
 _RECENT = 50_000  # jobs with a key that are remembered until the read model certainly knows them; some 15 MB
-_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 Submitted = RequestSubmitted | DocumentUploaded
-
-_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?")
-
-
-@dataclass(frozen=True)
-class Sending:
-    """How something was sent: what its headers say beside the body."""
-
-    key: str | None = None  # Idempotency-Key
-    traceparent: str | None = None
-    wait_s: int | None = None  # Prefer: wait
-
-    @classmethod
-    def of(cls, request: Request) -> "Sending":
-        """Raises Problem (422) for an Idempotency-Key that is none; other headers are left out where they are wrong."""
-        headers = request.headers
-        key = headers.get("idempotency-key")
-        if key is not None and not _KEY.fullmatch(key):
-            raise wrong("Idempotency-Key", "1 to 256 printable ASCII characters")
-        traceparent = headers.get("traceparent", "")
-        wait = _WAIT.search(headers.get("prefer", ""))
-        return cls(
-            key,
-            traceparent if _TRACEPARENT.fullmatch(traceparent) else None,
-            None if wait is None else min(int(wait[1]), MOST_WAIT_S),
-        )
 
 
 class Acceptance:

@@ -15,6 +15,7 @@ from gateway.keys import Authenticated, Caller, Keys, address_of
 from gateway.parts import Parts
 from gateway.problems import Problem, path_of, responses
 from gateway.read_model import JobRow
+from gateway.sending import traceparent_of
 from gateway.stream import appears, serve_websocket, sse_response, wait_for_end
 from gateway.told import Position
 from schemas.cancellations import REASON_MAX_CHARS, CancelRequested
@@ -25,6 +26,10 @@ from schemas.results import ResultCompleted
 APPEARS_S = 0.5
 """How long an unknown job may take to become known: another gateway may just have accepted it."""
 
+FOLLOWS_S = 1.0
+"""How long the index's own event may come after the status that says that it is there: they are on two topics."""
+
+_LOOK_S = 0.02
 SUBPROTOCOL = "headrace"
 _BEARER = re.compile(r"bearer\.(\S+)")
 
@@ -52,7 +57,14 @@ class Jobs:
     async def ended(self, job_id: str, wait_s: float) -> JobView | None:
         """The job once it has ended; None if it has not within so many seconds."""
         row = await wait_for_end(self._parts.read_model, self._parts.hub, job_id, wait_s)
-        return None if row is None else await self.view(row)
+        if row is None:
+            return None
+        view = await self.view(row)
+        until = time.monotonic() + FOLLOWS_S
+        while _lacks_its_document(view) and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_S)
+            view = await self.view(row)
+        return view
 
     def _view(self, row: JobRow) -> JobView:
         evidence = self._parts.read_model.evidence(row.job_id)
@@ -84,6 +96,11 @@ class Jobs:
         event = CancelRequested(job_id=row.job_id, tenant=row.tenant, reason=reason)
         await self._parts.publisher.publish(outgoing(event, step="gateway", traceparent=traceparent))
         return Cancelling(job_id=row.job_id, state=row.state, links=links_of(row.job_id))
+
+
+def _lacks_its_document(view: JobView) -> bool:
+    document = view.document
+    return view.state is Standing.COMPLETED and document is not None and document.indexed_at is None
 
 
 def position_of(text: str | None) -> Position:
@@ -227,7 +244,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:  # noqa: C901  # a route each
     ) -> JSONResponse:
         """Ask for the end of a job; its flow ends it as soon as it hears of that."""
         row = await found(request, caller, job_id)
-        cancelling = await jobs.cancel(row, reason, request.headers.get("traceparent"))
+        cancelling = await jobs.cancel(row, reason, traceparent_of(request))
         return JSONResponse(cancelling.model_dump(mode="json"), 202)
 
     return routes

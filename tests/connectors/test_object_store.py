@@ -394,4 +394,6 @@ def test_objects_of_the_store_itself_are_known_however_they_are_named(store: Obj
         assert store.key_of(name) == "claims/a"
     for name in (f"file://{tmp_path}/root/a", "memory://bucket/a", "https://example.org/a", "file://elsewhere/a"):
         assert store.key_of(name) is None
-    assert ObjectStore("memory://bucket/base").key_of("memory://bucket/base/a/b") == "a/b"
+    for name in ("memory://bucket/base/a/b", "MEMORY://bucket/base/a/b"):
+        assert ObjectStore("memory://bucket/base").key_of(name) == "a/b"
+    assert ObjectStore("memory://bucket/base").key_of("memory://bucket/basement/a") is None

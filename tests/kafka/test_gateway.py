@@ -65,8 +65,7 @@ def test_what_was_answered_with_202_is_there_whatever_happens_to_gateway_and_bro
     topics.stop()
     topics.start()
     with RunningGateway(topics.bootstrap, tmp_path / "another") as gateway:  # with a read model of its own
-        gateway.ready()
-        assert accepted <= jobs_of(gateway, "/v1/jobs?limit=500&kind=request")
+        until(lambda: accepted <= jobs_of(gateway, "/v1/jobs?limit=500&kind=request"))
 
 
 def test_whoever_waits_gets_the_answer_of_the_flow_and_its_story(topics: ApacheKafka, tmp_path: Path) -> None:
