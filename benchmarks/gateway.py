@@ -183,6 +183,13 @@ def _model_server(plan: Plan) -> tuple[str, ...]:
     return ("tests.llm_server", "--slots", str(plan.slots), "--latency-s", *latencies, "--seed", "0")
 
 
+def _take_s(model_url: str, latency_s: Sequence[float]) -> None:
+    """How long the model takes from now on."""
+    body = json.dumps({"latency_s": latency_s}).encode()
+    request = urllib.request.Request(f"{model_url.removesuffix('/v1')}/plan", body, method="PUT")  # noqa: S310
+    urllib.request.urlopen(request).close()  # noqa: S310  # on loopback
+
+
 def _calls(model_url: str) -> dict[str, int]:
     """What the model server has been asked."""
     with urllib.request.urlopen(f"{model_url.removesuffix('/v1')}/load") as answer:  # noqa: S310  # on loopback
@@ -303,8 +310,12 @@ def _burst(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
             RunningFlows("answer", log=directory / "answer.log", **variables) as flow,
             _Gateway(bootstrap, directory) as gateway,
         ):
-            options = ("--count", plan.burst, "--timeout-s", plan.patience_s)
-            posted = _posted("bursting", gateway.url, gateway.key, *options)
+            options = ("--timeout-s", plan.patience_s)
+            _take_s(model_url, (0.0, 0.0))
+            _posted("bursting", gateway.url, gateway.key, "--count", plan.slots, *options)  # all are warm
+            _take_s(model_url, plan.latency_s)
+            warm = _calls(model_url)
+            posted = _posted("bursting", gateway.url, gateway.key, "--count", plan.burst, *options)
             calls = _calls(model_url)
             flow.terminate()
     return {
@@ -314,7 +325,7 @@ def _burst(plan: Plan, bootstrap: str, directory: Path) -> dict[str, float]:
         "burst_errors": posted.errors,
         "burst_completed": posted.completed,
         "burst_took_s": round(posted.took_s, 1),
-        "burst_calls": calls["calls"],
+        "burst_calls": calls["calls"] - warm["calls"],
         "burst_calls_at_once": calls["most"],
     }
 

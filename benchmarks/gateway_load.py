@@ -49,8 +49,11 @@ class Streamed:
 
 
 def question(number: int) -> str:
-    """About 300 characters, and another one for each number."""
-    return f"Question {number}: what changed in this section of the maintenance manual? " + "The gate was lifted. " * 11
+    """About 300 characters, and another one for each number and moment: the same again would be the same job."""
+    return (
+        f"Question {number} at {time.time()}: what changed in this section of the maintenance manual? "
+        + "The gate was lifted. " * 11
+    )
 
 
 async def _submitting(client: Client, connections: int, warm_up_s: float, seconds: float) -> Posted:
