@@ -107,6 +107,7 @@ async def _serve(settings: Settings, keys: Keys, listening: socket.socket, *, un
                 ws_ping_interval=_PING_S,
                 lifespan="off",
                 log_config=None,
+                log_level="error",  # below that it tells of clients' mistakes
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -260,6 +260,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:
     )
     async def submit_request(request: Request, caller: Authenticated) -> Response:
         """Submit a request; the answer comes later, over links.events, or as links.result."""
+        parts.publisher.ensure_reachable()
         sending = Sending.of(request)
         fields = await read_json(request, parts.limits.max_body_bytes)
         event = request_of(caller, fields, sending, parts)
@@ -276,6 +277,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:
     )
     async def submit_document(request: Request, caller: Authenticated) -> Response:
         """Submit a document: as a file, or as JSON with its text or URI; `op: delete` removes one."""
+        parts.publisher.ensure_reachable()  # before a large file is taken for nothing
         sending = Sending.of(request)
         boundary = boundary_of(request.headers.get("content-type", ""))
         event: DocumentUploaded

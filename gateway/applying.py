@@ -6,7 +6,7 @@ nothing, except that a status is kept as often as its topic has it.
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -59,6 +59,10 @@ TOPICS: dict[str, type[Event]] = {
 
 WITH_HEADERS = frozenset(topic for topic, event in TOPICS.items() if event in {RequestSubmitted, DocumentUploaded})
 """Of which the headers are read as well."""
+
+MOST_JUDGED = 100
+"""Of each, the newest statuses and dead letters, by which a batch judges a job: many times what one ever has, and below
+1 ms for a script that sends one job_id again and again."""
 
 _SAVE_JOB = """
 INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET
@@ -121,15 +125,20 @@ class Applying:
         """Judge each job that was touched, once, and say what is new about it."""
         for job_id in self._touched:
             self._db.execute(_CAP_STATUSES, {"job": job_id, "most": MOST})
-            file = read_file(self._db, job_id)
+            file = read_file(self._db, job_id, most=MOST_JUDGED)
             if not file.evidence.known:
                 self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
                 continue
-            self._save(file.row)
+            self._save(file.row if file.is_whole else replace(file.row, tenant=self._tenant(file.row)))
             yield change_of(self._db, file, self._told.get(job_id, ()))
         for job_id in self._told:
             if job_id not in self._touched:
                 yield self._told_more(job_id)
+
+    def _tenant(self, row: JobRow) -> str:
+        """Whose job it is, where what came first was not read this time: as it was found before."""
+        found = self._db.execute("SELECT tenant FROM jobs WHERE job_id = ?", (row.job_id,)).fetchone()
+        return row.tenant if found is None else str(found[0])
 
     def _save(self, row: JobRow) -> None:
         self._db.execute(
@@ -153,7 +162,7 @@ class Applying:
         state, updated_us = found or (Standing.RUNNING, 0)  # the first status may still be on its way
         told = self._told[job_id]
         if Standing(state).ended:
-            return change_of(self._db, read_file(self._db, job_id), told)
+            return change_of(self._db, read_file(self._db, job_id, most=MOST_JUDGED), told)
         return Change(job_id, told, Standing(state), ended=False, settled=False, updated_at=moment(updated_us))
 
     def _status(self, record: Record) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
+from connectors.kafka.job_history import MOST
 from gateway.moments import micros, moment
 from gateway.told import Change, Told
 from schemas.cancellations import CancelRequested
@@ -15,10 +16,12 @@ from schemas.jobs import StatusChanged
 from schemas.results import ResultCompleted
 
 _ROWS = """
-SELECT 'status', event, NULL, NULL, NULL, NULL FROM statuses WHERE job_id = :job
+SELECT 'status', event, NULL, NULL, NULL, NULL FROM (
+          SELECT event FROM statuses WHERE job_id = :job ORDER BY offset DESC LIMIT :most)
 UNION ALL SELECT 'result', event, NULL, NULL, NULL, NULL FROM results WHERE job_id = :job
-UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL, NULL FROM letters LEFT JOIN redriven USING (letter_id)
-          WHERE letters.job_id = :job
+UNION ALL SELECT 'letter', event, redriven_us, NULL, NULL, NULL FROM (
+          SELECT event, letter_id FROM letters WHERE job_id = :job ORDER BY rowid DESC LIMIT :most)
+          LEFT JOIN redriven USING (letter_id)
 UNION ALL SELECT 'indexed', tenant, indexed_us, document_id, chunks, deleted FROM indexed WHERE job_id = :job
 UNION ALL SELECT 'submitted', tenant, submitted_us, document_id, topic, NULL FROM (
           SELECT * FROM submissions WHERE job_id = :job ORDER BY written_ms, topic LIMIT 1)
@@ -50,6 +53,7 @@ class File:
 
     evidence: Evidence
     document_id: str | None
+    is_whole: bool  # else only the newest statuses and dead letters were read
 
     @cached_property
     def row(self) -> JobRow:
@@ -74,14 +78,17 @@ class File:
         return self.row.state.ended and (not answered or self.evidence.result is not None)
 
 
-def read_file(db: sqlite3.Connection, job_id: str) -> File:
-    """The job's rows; `evidence.known` is false if there are none. Not `replaced_by`, which costs more."""
+def read_file(db: sqlite3.Connection, job_id: str, *, most: int = MOST) -> File:
+    """The job's rows, `most` statuses and dead letters of them; `evidence.known` is false if there are none.
+
+    Without `replaced_by`, which costs more.
+    """
     statuses: list[StatusChanged] = []
     buried: list[BuriedMessage] = []
     cancels: list[CancelRequested] = []
     documents: list[str] = []
     result, indexed, submitted = None, None, None
-    for what, text, us, document_id, more, deleted in db.execute(_ROWS, {"job": job_id}):
+    for what, text, us, document_id, more, deleted in db.execute(_ROWS, {"job": job_id, "most": most}):
         match what:
             case "status":
                 statuses.append(StatusChanged.model_validate_json(text))
@@ -100,9 +107,9 @@ def read_file(db: sqlite3.Connection, job_id: str) -> File:
                 cancels.append(CancelRequested.model_validate_json(text))
     documents += [status.document_id for status in statuses if status.document_id is not None]
     documents += [each.letter.document_id for each in buried if each.letter.document_id is not None]
-    evidence = Evidence(job_id, tuple(statuses), tuple(buried), result, indexed, submitted)
+    evidence = Evidence(job_id, tuple(reversed(statuses)), tuple(reversed(buried)), result, indexed, submitted)
     evidence = replace(evidence, cancel=evidence.first_of(cancels)) if cancels else evidence
-    return File(evidence, documents[0] if documents else None)
+    return File(evidence, documents[0] if documents else None, max(len(statuses), len(buried)) < most)
 
 
 def replaced_by(db: sqlite3.Connection, evidence: Evidence) -> str | None:

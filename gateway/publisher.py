@@ -202,7 +202,11 @@ class Publisher:
         if code in _NO_TOPIC:
             return TopicMissing(f"topic {topic} is missing; create it: headrace topics create")
         if code in _OUT:
-            return self._unavailable()
+            return Unavailable(
+                f"Kafka has not acknowledged it within {self._timeout_s:.0f} s: it may be there or not; send the same "
+                "again, which is the same job",
+                retry_after_s=_RETRY_AFTER_S,
+            )
         log.error("a record was refused", topic=topic, error=error.str(), code=error.name())
         return Unavailable(f"topic {topic}: Kafka took no record: {error.str()}", retry_after_s=_RETRY_AFTER_S)
 

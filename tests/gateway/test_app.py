@@ -172,7 +172,7 @@ def test_a_job_is_found_whatever_its_id_is_made_of(gateway: RunningGateway, job_
 def test_jobs_are_listed_newest_first_page_by_page(gateway: RunningGateway) -> None:
     asked = [gateway.ask(job_id=str(uuid4())) for _ in range(5)]
     query = "/v1/jobs?limit=3&kind=request"
-    until(lambda: gateway.client.get(query).json()["jobs"][0]["job_id"] == asked[-1])
+    until(lambda: all(job_id in gateway.client.get("/v1/jobs").text for job_id in asked))
     first = gateway.client.get(query).json()
     second = gateway.client.get(f"{query}&before={first['next']}").json()
     listed = [job["job_id"] for job in (*first["jobs"], *second["jobs"])]
@@ -419,6 +419,30 @@ def test_every_route_asks_for_a_key_and_says_so(gateway: RunningGateway) -> None
         assert httpx.get(gateway.url + path, trust_env=False).status_code == 200
 
 
+def test_either_header_of_a_key_will_do(gateway: RunningGateway) -> None:
+    described = gateway.client.get("/openapi.json").json()
+    schemes = described["components"]["securitySchemes"]
+    assert sorted(scheme["type"] for scheme in schemes.values()) == ["apiKey", "http"]
+    security = described["paths"]["/v1/jobs"]["get"]["security"]
+    assert sorted(name for each in security for name in each) == sorted(schemes)
+    assert all(len(each) == 1 for each in security)
+
+
+def test_whoever_asks_too_often_is_told_when_to_go_on(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    variables = {
+        "HEADRACE_API_KEYS": json.dumps(TENANTS),
+        "HEADRACE_RATE_PER_S": "0.5",
+        "HEADRACE_RATE_BURST": "3",
+    }
+    with RunningGateway(kafka.bootstrap, tmp_path, key=ACME, **variables) as limited:
+        statuses = [limited.client.get("/v1/me").status_code for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        told = limited.client.get("/v1/me")
+        assert 1 <= int(told.headers["retry-after"]) <= 2
+        assert limited.client.get("/v1/me", headers=bearer(UMBRA)).status_code == 200
+        assert limited.client.get("/healthz").status_code == 200
+
+
 def test_no_route_shows_a_tenant_what_is_anothers(gateway: RunningGateway) -> None:
     job_id = gateway.ask(job_id=f"acmes-{uuid4()}")
     until(lambda: job_id in gateway.client.get("/v1/jobs").text)
@@ -551,3 +575,20 @@ def test_deadlines_are_kept_as_they_were_sent(gateway: RunningGateway, kafka: Em
     job_id = gateway.ask(job_id=str(uuid4()), deadline_at=at.isoformat())
     ((body, _),) = Topic(kafka.bootstrap, "requests.submitted").of(job_id)
     assert RequestSubmitted.model_validate(body).deadline_at == at
+
+
+def test_the_page_is_served_so_that_it_loads_nothing_from_elsewhere(gateway: RunningGateway) -> None:
+    page = httpx.get(f"{gateway.url}/", follow_redirects=True, trust_env=False)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["cache-control"] == "no-store"
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    script = httpx.get(f"{gateway.url}/console/app.js", trust_env=False)
+    assert "javascript" in script.headers["content-type"]
+    assert script.headers["cache-control"] == "no-cache"  # asked for again, and answered with 304
+    assert script.headers["x-content-type-options"] == "nosniff"
+    again = httpx.get(f"{gateway.url}/console/app.js", headers={"If-None-Match": script.headers["etag"]})
+    assert again.status_code == 304
+    problem(httpx.get(f"{gateway.url}/console/../app.py", trust_env=False), 404)
+    problem(httpx.get(f"{gateway.url}/console/%2e%2e/app.py", trust_env=False), 404)

@@ -23,7 +23,7 @@ from gateway.keys import digest_of, new_key
 from tests.gateway.running import RunningGateway, answer_to, create_all_topics, until
 
 ROOT = new_key()
-EXAMPLES = 8
+EXAMPLES = 5
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 

@@ -157,6 +157,21 @@ def test_statuses_of_a_job_are_bounded(read_model: ReadModel) -> None:
     assert [status.step for status in evidence.statuses] == [f"s{number}" for number in range(5, MOST + 5)]
 
 
+def test_a_job_that_is_sent_again_and_again_costs_little_and_changes_no_hands(read_model: ReadModel) -> None:
+    read_model.apply(records(status("j")))
+    many = [record(status("j", tenant="thief", step=f"s{number}"), number) for number in range(1, 3000)]
+    for start in range(0, len(many), 10):
+        read_model.apply(many[start : start + 10])
+    read_model.apply([record(letter("j", number), number) for number in range(2000)])
+    row = read_model.job("j")
+    assert row is not None
+    assert (row.tenant, row.state) == ("acme", "dead_lettered")
+    evidence = read_model.evidence("j")
+    assert evidence is not None
+    assert (len(evidence.statuses), len(evidence.buried)) == (MOST, MOST)
+    assert read_model.letters(LetterFilter(job_id="j")).total == 2000
+
+
 def test_what_is_no_event_is_counted(read_model: ReadModel) -> None:
     foreign = record(status("j"), 3)
     broken = [
@@ -231,8 +246,8 @@ def test_dead_letters_are_found_as_the_command_finds_them(read_model: ReadModel)
     assert read_model.letters(LetterFilter(), limit=1).total == 2
     found = read_model.letter(letters[1].event_id)
     assert found is not None
-    summary, place = found
-    assert (summary.job_id, place.topic, place.offset) == ("a", "requests.submitted.dlq", 1)
+    buried, place = found
+    assert (buried.letter.job_id, place.topic, place.offset) == ("a", "requests.submitted.dlq", 1)
 
 
 def test_no_prompt_is_in_the_file(read_model: ReadModel, path: Path) -> None:

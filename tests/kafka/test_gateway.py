@@ -42,6 +42,8 @@ def test_while_kafka_is_out_it_refuses_at_once_shows_what_it_knows_and_comes_bac
                 assert refused.elapsed.total_seconds() < 1.0
                 assert int(refused.headers["retry-after"]) > 0
             assert gateway.client.delete(f"/v1/jobs/{job_id}").status_code == 503
+            assert gateway.client.post("/v1/documents", files={"file": ("a.txt", b"x")}).status_code == 503
+            assert not [path for path in (tmp_path / "objects").rglob("*") if path.is_file()]
             assert gateway.client.get(f"/v1/jobs/{job_id}").json()["state"] == "accepted"
             assert job_id in jobs_of(gateway)
         finally:
