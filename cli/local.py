@@ -1,4 +1,4 @@
-"""Everything local: the embedded Kafka and the fused flows, each a process of its own, ended together."""
+"""Everything local: the embedded Kafka, the fused flows and the gateway, each a process of its own, ended together."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -29,23 +29,91 @@ def obey_signals() -> None:
         signal.signal(signum, signal.default_int_handler)
 
 
+class _Child:
+    """A `headrace` command as a process: ready once it has said its first line, and ended with this process."""
+
+    def __init__(self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self._name = name
+        self._arguments = arguments
+        self._environment = environment
+
+    def start(self, end_s: float) -> None:
+        """Start it. `end_s`: what its end may take."""
+        self._end_s = end_s
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603  # our own command
+                [sys.executable, "-m", "cli.main", *self._arguments, "--until-stdin-closes"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=dict(self._environment),
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends all in order
+            )
+
+    def first_line(self) -> str:
+        """Wait for the line that says that it runs: until then flows load the model, 5 to 30 s."""
+        if self._process.stdout is None:
+            raise RuntimeError("started without a pipe")
+        ready, _, _ = select.select([self._process.stdout], [], [], START_S)
+        if not ready:
+            raise HeadraceError(f"{self._name} did not start within {START_S:.0f} s; log: {self.log}")
+        line = self._process.stdout.readline().decode()
+        if not line:  # the end of a process that failed
+            self._process.wait(timeout=START_S)
+            self.check()
+        return line.strip()
+
+    def check(self) -> None:
+        """Raises HeadraceError with the last words of a process that has ended."""
+        if self._process.poll() is None:
+            return
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        ours = [line for line in lines if line.startswith("headrace:")]  # libraries have last words of their own
+        last = (ours or lines or ["it said nothing"])[-1].removeprefix("headrace: ")
+        raise HeadraceError(f"{self._name} ended with exit code {self._process.returncode}: {last} (log: {self.log})")
+
+    def end(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        process = self._process
+        if process.stdin is not None:
+            process.stdin.close()
+        process.terminate()
+        if process.stdout is not None:
+            process.stdout.close()
+        try:
+            process.wait(timeout=self._end_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 class LocalStack:
-    """A broker and `headrace run` on it, of `ingest` and `answer` unless other flows are named.
+    """A broker, and `headrace run` on it: `ingest` and `answer`, unless other flows are named.
 
     The broker lives in memory, so its flows start from empty recovery state each time; the vector index in `data_dir`
-    stays. Both processes end with this one, however it ends. One stack has a `data_dir` at a time.
+    stays. With `gateway_port` there is a gateway, too; 0 is any free port. All processes end with this one, however it
+    ends. One stack has a `data_dir` at a time.
     """
 
     def __init__(
-        self, data_dir: Path, *, file_roots: tuple[Path, ...], drain_s: float, flows: tuple[str, ...] = FLOWS
+        self,
+        data_dir: Path,
+        *,
+        file_roots: tuple[Path, ...],
+        drain_s: float,
+        flows: tuple[str, ...] = FLOWS,
+        gateway_port: int | None = None,
     ) -> None:
-        self._names = flows
+        self._flows = flows
         self._data_dir = data_dir
         self._file_roots = file_roots
         self._drain_s = drain_s
+        self._gateway_port = gateway_port
         self._stack = ExitStack()
-        self._flows: subprocess.Popen[bytes] | None = None
+        self._children: list[_Child] = []
         self.bootstrap = ""
+        self.gateway_url = ""
         self.log = data_dir / "flows.log"
 
     def __enter__(self) -> Self:
@@ -57,28 +125,38 @@ class LocalStack:
             self.bootstrap = kafka.bootstrap
             recovery = self._data_dir / "recovery-embedded"
             shutil.rmtree(recovery, ignore_errors=True)  # of a broker that is gone
-            log = stack.enter_context(self.log.open("wb"))
-            environment = os.environ | {
-                f"{PREFIX}KAFKA_BOOTSTRAP": self.bootstrap,
-                f"{PREFIX}KAFKA_OPTIONS": "{}",  # those of another broker
-                f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
-                f"{PREFIX}RECOVERY_DIR": str(recovery.resolve()),
-                f"{PREFIX}LEDGER": str(recovery.resolve() / "ledger.sqlite"),  # what it calls published is gone as well
-                f"{PREFIX}FILE_ROOTS": json.dumps([str(root.resolve()) for root in self._file_roots]),
-                f"{PREFIX}DRAIN_S": str(self._drain_s),
-            }
-            self._flows = subprocess.Popen(  # noqa: S603  # our own command
-                [sys.executable, "-m", "cli.main", "run", *self._names, "--until-stdin-closes"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the flows in order
-            )
-            stack.callback(self._end_flows)
-            self._await_flows(self._flows)
+            recovery.mkdir(mode=0o700)
+            environment = self._environment(recovery.resolve())
+            flows = self._start(stack, "the flows", ("run", *self._flows), environment, self.log)
+            gateway: _Child | None = None
+            if self._gateway_port is not None:  # beside the flows, which take long to start
+                arguments = ("gateway", "--host", "127.0.0.1", "--port", str(self._gateway_port))
+                gateway = self._start(stack, "the gateway", arguments, environment, self._data_dir / "gateway.log")
+                self.gateway_url = gateway.first_line().removeprefix("gateway: ")
+            flows.first_line()
             self._stack = stack.pop_all()
         return self
+
+    def _environment(self, recovery: Path) -> Mapping[str, str]:
+        return os.environ | {
+            f"{PREFIX}KAFKA_BOOTSTRAP": self.bootstrap,
+            f"{PREFIX}KAFKA_OPTIONS": "{}",  # those of another broker
+            f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
+            f"{PREFIX}RECOVERY_DIR": str(recovery),
+            f"{PREFIX}LEDGER": str(recovery / "ledger.sqlite"),  # what it calls published is gone as well
+            f"{PREFIX}READ_MODEL": str(recovery / "read_model.sqlite"),  # of the broker that is gone
+            f"{PREFIX}FILE_ROOTS": json.dumps([str(root.resolve()) for root in self._file_roots]),
+            f"{PREFIX}DRAIN_S": str(self._drain_s),
+        }
+
+    def _start(
+        self, stack: ExitStack, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], log: Path
+    ) -> _Child:
+        child = _Child(name, arguments, environment, log)
+        child.start(end_s=self._drain_s + 15)  # the drain, then the last snapshot and the index's flush
+        stack.callback(child.end)
+        self._children.append(child)
+        return child
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -95,40 +173,10 @@ class LocalStack:
         finally:
             lock.release()
 
-    def _await_flows(self, flows: subprocess.Popen[bytes]) -> None:
-        """Wait for the line that says that they run: until then they load the model, 5 to 30 s."""
-        if flows.stdout is None:
-            raise RuntimeError("started without a pipe")
-        ready, _, _ = select.select([flows.stdout], [], [], START_S)
-        if not ready:
-            raise HeadraceError(f"the flows did not start within {START_S:.0f} s; their log: {self.log}")
-        if not flows.stdout.readline():  # the end of a process that failed
-            flows.wait(timeout=START_S)
-            self.check()
-
     def check(self) -> None:
-        """Raises HeadraceError with the flows' last words if they have ended."""
-        if self._flows is None or self._flows.poll() is None:
-            return
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        ours = [line for line in lines if line.startswith("headrace:")]  # libraries have last words of their own
-        last = (ours or lines or ["it said nothing"])[-1]
-        raise HeadraceError(f"the flows ended with exit code {self._flows.returncode}: {last} (log: {self.log})")
-
-    def _end_flows(self) -> None:
-        flows = self._flows
-        if flows is None:
-            return
-        if flows.stdin is not None:
-            flows.stdin.close()
-        flows.terminate()
-        if flows.stdout is not None:
-            flows.stdout.close()
-        try:
-            flows.wait(timeout=self._drain_s + 15)  # the drain, then the last snapshot and the index's flush
-        except subprocess.TimeoutExpired:
-            flows.kill()
-            flows.wait()
+        """Raises HeadraceError with the last words of a process that has ended."""
+        for child in self._children:
+            child.check()
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -42,7 +42,7 @@ log = structlog.get_logger()
 def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_stdin_closes: bool) -> None:
     """Run flows until SIGTERM or Ctrl-C, then drain, take a last snapshot and exit 0.
 
-    FLOW is ingest, extract, embed, index, answer, search or usage.
+    FLOW is ingest, extract, embed, index, answer, search, usage, notifications or webhooks.
 
     Several flows run in one process, each with its own recovery state; the embedded vector index needs that.
     """

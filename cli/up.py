@@ -1,5 +1,6 @@
 """`headrace up`: everything local, until Ctrl-C."""
 
+import socket
 import time
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import click
 
 from cli.configuration import settings_for
 from cli.local import LocalStack, obey_signals
+
+FLOWS = ("ingest", "answer", "usage")
 
 
 @click.command()
@@ -20,15 +23,21 @@ from cli.local import LocalStack, obey_signals
     help="Directory whose files may be submitted; may be repeated.",
 )
 def up(roots: tuple[Path, ...]) -> None:
-    """Start an embedded Kafka and the fused flows, print how to submit, and stay until Ctrl-C.
+    """Start an embedded Kafka, the fused flows and a gateway with its console, and stay until Ctrl-C.
 
     The vector index stays in HEADRACE_DATA_DIR; what is still in Kafka is gone afterwards.
     """
     settings = settings_for()
     obey_signals()
-    with LocalStack(settings.data_dir, file_roots=roots, drain_s=settings.drain_s) as stack:
+    port = _free(settings.gateway_port)
+    flows = (*FLOWS, "webhooks") if settings.webhook_secrets else FLOWS
+    with LocalStack(
+        settings.data_dir, file_roots=roots, drain_s=settings.drain_s, flows=flows, gateway_port=port
+    ) as stack:
         click.echo(
-            f"Kafka (embedded, in memory) is at {stack.bootstrap}; flows: ingest, answer; their log: {stack.log}\n"
+            f"Console and API:  {stack.gateway_url}\n"
+            f"Kafka (embedded, in memory):  {stack.bootstrap}\n"
+            f"Flows:  {', '.join(flows)}; their log: {stack.log}\n"
             "\n"
             "In another terminal:\n"
             "\n"
@@ -45,3 +54,10 @@ def up(roots: tuple[Path, ...]) -> None:
         except KeyboardInterrupt:
             pass
         click.echo(f"Ending: pending work gets {settings.drain_s:.0f} s ...")
+
+
+def _free(port: int) -> int:
+    """The port, or 0 for any if something listens there: two checkouts may be up at once."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return 0 if probe.connect_ex(("127.0.0.1", port)) == 0 else port

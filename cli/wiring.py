@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
+import structlog
 from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
@@ -32,7 +33,8 @@ from connectors.parsers.port import Parser
 from connectors.settings import Settings
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.vector_index.port import VectorIndex
-from flows import answer, embed, extract, index, ingest, notifications, search, usage
+from connectors.webhook.port import Webhooks
+from flows import answer, embed, extract, index, ingest, notifications, search, usage, webhooks
 from operators.budget import BudgetPolicy
 from operators.chunk import ChunkPolicy
 from operators.extract import ExtractPolicy
@@ -45,7 +47,10 @@ from schemas.event import Event
 from schemas.prices import Prices
 from schemas.topics import topic_of
 
-FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications")
+log = structlog.get_logger()
+
+FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications", "webhooks")
+WEBHOOK_LOOK_UPS = 64  # a tenant whose names are never found has 32 callbacks on their way at most
 
 
 class KafkaTopics:
@@ -194,6 +199,20 @@ class Connectors:
         return ExtractiveLLM(self.embedder())
 
     @cached_property
+    def webhooks(self) -> Webhooks:
+        """Receivers of callbacks."""
+        from connectors.public_address import EVERYWHERE, PublicAddresses
+        from connectors.webhook.http import HttpWebhooks
+
+        allowed = EVERYWHERE if self._settings.webhook_private else ()
+        if not self._settings.webhook_secrets:
+            log.warning(
+                "no callback can be signed, so none is sent: each becomes a dead letter; see HEADRACE_WEBHOOK_SECRETS"
+            )
+        secrets = {tenant: secret.get_secret_value() for tenant, secret in self._settings.webhook_secrets.items()}
+        return HttpWebhooks(secrets, PublicAddresses(allowed, look_ups=WEBHOOK_LOOK_UPS))
+
+    @cached_property
     def budgets(self) -> Mapping[str, BudgetChanged]:
         """By tenant, as they are now."""
         return read_budgets(bootstrap_of(self._settings), self._settings.kafka_options)
@@ -257,6 +276,8 @@ def build(  # noqa: PLR0911  # one return per flow
             return usage.build(runtime)
         case "notifications":
             return notifications.build(runtime, settings.buckets)
+        case "webhooks":
+            return webhooks.build(runtime, at.webhooks)
         case "search":
             return search.build(runtime, at.question_spaces, at.vectors)
         case "answer":
@@ -302,6 +323,7 @@ def sketch(name: str) -> Dataflow:
         llm=absent,
         ledger=NoLedger(),
         budgets={},
+        webhooks=absent,
     )
     settings = Settings(kafka_bootstrap="localhost")
     topics = KafkaTopics(ReliableProducer("localhost"), settings, name, Stop(), Pressure())

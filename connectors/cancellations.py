@@ -74,7 +74,7 @@ class Cancellations:
 
     def of(self, tenant: str, job_id: str) -> str | None:
         """Why the job was cancelled; None if it was not."""
-        known = self._known.get((tenant, job_id))
+        known = self._known.get((tenant, job_id)) if self._known else None  # every request comes by
         return None if known is None else known[1]
 
     def watch(self, tenant: str, job_id: str, told: Told) -> str | None:

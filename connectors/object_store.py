@@ -21,7 +21,8 @@ from uuid import uuid4
 
 import fsspec  # type: ignore[import-untyped]  # it publishes no types
 
-from connectors.http_document import SCHEMES, HttpDocuments, without_secrets
+from connectors.http_document import HttpDocuments
+from connectors.web_url import SCHEMES, without_secrets
 from schemas.errors import Fatal, Poison, Retryable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")

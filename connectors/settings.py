@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from connectors.webhook.signature import secrets_of
 from schemas.budgets import Budget
 from schemas.notifications import BucketScope
 
@@ -153,7 +154,7 @@ class Settings(BaseSettings):
     webhook_secrets: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="What callbacks are signed with, by tenant, `*` for all others, as JSON: "
-        '`{"acme": "whsec_<base64>"}` (Standard Webhooks).',
+        '`{"acme": "whsec_<base64>"}` (Standard Webhooks); several secrets, separated by spaces, sign each callback.',
     )
     webhook_private: bool = Field(default=False, description="Callbacks may go to addresses that are not public.")
     metrics_port: int | None = Field(
@@ -185,6 +186,16 @@ class Settings(BaseSettings):
             raise ValueError("HEADRACE_BUDGET is in money: HEADRACE_PRICES must say what tokens cost")
         return self
 
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _signing(cls, secrets: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for tenant, secret in secrets.items():
+            try:
+                secrets_of(secret.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"the secret of {tenant} {error}") from None
+        return secrets
+
     @field_validator("prices")
     @classmethod
     def _countable(cls, prices: dict[str, tuple[Decimal, Decimal]]) -> dict[str, tuple[Decimal, Decimal]]:
@@ -205,7 +216,7 @@ def load() -> Settings:
         name = f"{PREFIX}{str(fault['loc'][0]).upper()}"
         secret = any(word in str(fault["loc"][0]) for word in ("api_key", "password", "ledger", "secret"))
         shown = "" if secret else f"={fault['input']!r:.200}"
-        raise ValueError(f"{name}{shown}: {fault['msg']}") from None
+        raise ValueError(f"{name}{shown}: {fault['msg'].removeprefix('Value error, ')}") from None
     except SettingsError as error:  # a value that should be JSON and is not; its message names the field
         field = str(error).split('"')[1] if '"' in str(error) else "?"
         raise ValueError(f'{PREFIX}{field.upper()}: not JSON, as in {{"name": "value"}}') from None

@@ -12,29 +12,24 @@ import json
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Literal
-
-import structlog
-from filelock import FileLock, Timeout
 
 from connectors.kafka.dead_letters import FoundLetter, LetterFilter, LetterPlace, LetterSummary, summary
 from connectors.kafka.record import Record
 from connectors.kafka.reviews import Review
-from connectors.sqlite_file import open_write_ahead
 from gateway.applying import BODY_SHA256_HEADER, Applying
 from gateway.evidence import JobRow, change_of, read_file, replaced_by
 from gateway.moments import micros, moment
-from gateway.read_tables import RETENTION_MS, SCHEMA, VERSION
+from gateway.read_model_file import ReadModelFile
+from gateway.read_tables import RETENTION_MS
 from gateway.told import Change, Lane, Position, Told
 from schemas.budgets import BudgetChanged
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentUploaded
-from schemas.errors import Fatal
 from schemas.event import utc_now
 from schemas.explanation import Evidence, Standing, Submission
 from schemas.requests import RequestSubmitted
@@ -44,15 +39,11 @@ from schemas.usage import UsageWindowed
 
 __all__ = ["BODY_SHA256_HEADER", "JobPage", "JobRow", "LetterPage", "ReadModel"]
 
-log = structlog.get_logger()
-
 MOST_DELTAS = 2_000_000
 """About 1 GB, which the local disk of a small container has: an hour of 500 deltas a second. Of a job whose deltas are
 gone, its result is told."""
 MOST_NOTED = 10_000
 """Jobs that were published and not read back yet, about 10 MB: seconds of the most that a gateway accepts."""
-_BUSY_S = 5.0
-_CACHE_KIB = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -84,29 +75,17 @@ class ReadModel:
     """The file. Raises Fatal if another process has it, or it cannot be made."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = FileLock(f"{path}.lock", thread_local=False)
-        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._file = ReadModelFile(path)
+        self._writing, self._reading = self._file.writing, self._file.reading
         self._noted: OrderedDict[str, _Noted] = OrderedDict()
         self.skipped = 0  # records that were no events of their topics, since the start
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise Fatal(f"the read model {path} is another gateway's; give each a file: HEADRACE_READ_MODEL") from error
-        except OSError as error:
-            raise Fatal(f"the read model {path} cannot be made: {error}; set HEADRACE_READ_MODEL") from error
-        self._db = self._open()
         self._positions = self._stored_positions()
-        self._sources: dict[str, str] = dict(self._db.execute("SELECT topic, id FROM sources").fetchall())
+        with self._reading() as db:
+            self._sources: dict[str, str] = dict(db.execute("SELECT topic, id FROM sources").fetchall())
 
     def close(self) -> None:
         """Give the file back."""
-        self._db.close()
-        with suppress(Empty):
-            while True:
-                self._idle.get_nowait().close()
-        self._lock.release()
+        self._file.close()
 
     # For the projection.
 
@@ -134,12 +113,6 @@ class ReadModel:
         """The next offset to apply, by topic and partition."""
         return dict(self._positions)
 
-    def skip_to(self, positions: dict[tuple[str, int], int]) -> None:
-        """Go on from there: what lies before is gone from its topic, or no record of ours."""
-        with self._writing() as db:
-            self._store_positions(db, positions)
-        self._positions = self._positions | positions
-
     def belongs_to(self, topic: str, source_id: str) -> bool:
         """Whether the topic's rows come from the topic with this id; `""`: from the cluster with this id.
 
@@ -153,12 +126,8 @@ class ReadModel:
 
     def clear(self) -> None:
         """Forget everything, so that it is made anew from the topics."""
-        with self._writing() as db:
-            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            for (table,) in tables:
-                db.execute(f"DROP TABLE {table}")
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
+        self._file.clear()
+        self._noted.clear()
         self._positions = {}
         self._sources = {}
 
@@ -328,63 +297,14 @@ class ReadModel:
 
     # The file.
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            db = self._opened()
-            ((version,),) = db.execute("PRAGMA user_version").fetchall()
-            if version == VERSION:
-                return db
-            db.close()
-            log.info("the read model is of another version; it is made anew", path=str(self._path), version=version)
-        except sqlite3.DatabaseError as error:
-            log.warning("the read model is broken; it is made anew", path=str(self._path), error=str(error))
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-        try:
-            return self._opened()
-        except sqlite3.Error as error:
-            raise Fatal(f"the read model {self._path} cannot be made: {error}; set HEADRACE_READ_MODEL") from error
-
-    def _opened(self) -> sqlite3.Connection:
-        is_new = not self._path.exists()
-        db = open_write_ahead(self._path, SCHEMA, synchronous="NORMAL", busy_timeout_s=_BUSY_S)
-        if is_new:
-            db.execute(f"PRAGMA user_version = {VERSION}")
-        db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        return db
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection of the caller's own, which sees the file as it is now until the caller is done."""
-        try:
-            db = self._idle.get_nowait()
-        except Empty:
-            db = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_S, check_same_thread=False)
-            db.execute("PRAGMA query_only = 1")
-        try:
-            db.execute("BEGIN")
-            yield db
-        finally:
-            db.execute("COMMIT")
-            self._idle.put(db)
-
     def _rows(self, select: str, where: "_Where", order: str = "", limit: int = -1) -> list[tuple[object, ...]]:
         with self._reading() as db:
             return db.execute(f"{select}{where} {order} LIMIT ?", (*where.values, limit)).fetchall()
 
     def _stored_positions(self) -> dict[tuple[str, int], int]:
-        found = self._db.execute("SELECT topic, partition, next_offset FROM positions")
-        return {(topic, partition): at for topic, partition, at in found}
+        with self._reading() as db:
+            found = db.execute("SELECT topic, partition, next_offset FROM positions")
+            return {(topic, partition): at for topic, partition, at in found}
 
     @staticmethod
     def _store_positions(db: sqlite3.Connection, positions: dict[tuple[str, int], int]) -> None:

@@ -18,7 +18,7 @@ from operators.outcome import Outcome, bury, flow_step, split
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Poison, Refused
-from schemas.event import IDENTIFIER_MAX_CHARS, JobEvent, derive_id, utc_now
+from schemas.event import IDENTIFIER_MAX_CHARS, URL_MAX_CHARS, JobEvent, derive_id, utc_now
 
 E = TypeVar("E", bound=JobEvent)
 
@@ -70,9 +70,16 @@ def salvage_job(record: Record) -> Job:
         identity = JobEvent.model_validate(known)
     except ValidationError:
         identity = JobEvent.model_validate(fallback)
-    document_id = fields.get("document_id")
-    named = isinstance(document_id, str) and len(document_id) <= IDENTIFIER_MAX_CHARS
-    return Job(identity.job_id, identity.tenant, document_id if named else None)
+    return Job(
+        identity.job_id,
+        identity.tenant,
+        _text(fields.get("document_id"), IDENTIFIER_MAX_CHARS),
+        callback_url=_text(fields.get("callback_url"), URL_MAX_CHARS),
+    )
+
+
+def _text(field: object, max_chars: int) -> str | None:
+    return field if isinstance(field, str) and len(field) <= max_chars else None
 
 
 @operator
@@ -94,6 +101,12 @@ def decode(step_id: str, up: Stream[Record], event: type[E]) -> Outcome[E]:
 
 
 @operator
-def consume(step_id: str, flow: Dataflow, event: type[E], runtime: Runtime) -> Outcome[E]:
-    """Read the topic of `event` and decode it."""
-    return decode("decode", op.input("read", flow, runtime.topics.source(event)), event)
+def consume(step_id: str, flow: Dataflow, event: type[E], runtime: Runtime, holding: bytes | None = None) -> Outcome[E]:
+    """Read the topic of `event` and decode it.
+
+    With `holding`, only what has these bytes in it: the rest is no concern of the flow's, and not worth decoding.
+    """
+    read = op.input("read", flow, runtime.topics.source(event))
+    if holding is None:
+        return decode("decode", read, event)
+    return decode("decode", op.filter("holding", read, lambda record: holding in (record.value or b"")), event)

@@ -8,6 +8,7 @@ from connectors.kafka.record import Record
 from schemas.errors import Bill
 from schemas.event import JobEvent
 from schemas.requests import RequestSubmitted
+from schemas.tools import ToolRequested
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -26,6 +27,7 @@ class Job:
     root: str | None = None  # the job at the top of its chain, if that is another one
     admission_id: str | None = None  # what its tenant's budget has reserved for it
     billed: Bill | None = None  # what calls have cost under this admission whose answers were refused
+    callback_url: str | None = None  # who is to be told when it ends
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,31 @@ class Envelope(Generic[X]):
     def admitted(self, admission_id: str) -> "Envelope[X]":
         """The same under an admission. Spelled out: replace() takes three times as long, and every request comes by."""
         job = self.job
-        admitted = Job(job.job_id, job.tenant, job.document_id, job.deadline, job.depth, job.root, admission_id)
+        admitted = Job(
+            job.job_id,
+            job.tenant,
+            job.document_id,
+            job.deadline,
+            job.depth,
+            job.root,
+            admission_id,
+            callback_url=job.callback_url,
+        )
         return Envelope(admitted, self.body, self.record, self.received_at)
 
 
 def job_of(event: JobEvent) -> Job:
     """The job that an event names."""
     if isinstance(event, RequestSubmitted):
-        return Job(event.job_id, event.tenant, None, event.deadline_at, event.depth, event.root)
+        return Job(
+            event.job_id,
+            event.tenant,
+            None,
+            event.deadline_at,
+            event.depth,
+            event.root,
+            callback_url=event.callback_url,
+        )
     document_id: str | None = getattr(event, "document_id", None)
-    return Job(event.job_id, event.tenant, document_id, event.deadline)
+    callback_url = event.request.callback_url if isinstance(event, ToolRequested) else None
+    return Job(event.job_id, event.tenant, document_id, event.deadline, callback_url=callback_url)

@@ -223,7 +223,7 @@ async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
     try:
         completion = await complete(llm, prompt, narration)
     except asyncio.CancelledError:
-        if pending.cancelled:  # what was written until then is billed
+        if pending.cancelled is not None:  # what was written until then is billed
             read, written = estimated_tokens(length_of(prompt)), estimated_tokens(narration.chars)
             pending.charge(Bill(llm.model, read, written, estimated=True))
         raise
@@ -243,7 +243,7 @@ async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
         citations=tuple(cite(retrieved.hits[cited], cited + 1) for cited in completion.cited),
         usage=usage,
         admission_id=envelope.job.admission_id,
-        call_id=narration.call_id,
+        call_id=narration.told_as,
         callback_url=request.callback_url,
         model=completion.model,
         timings=Timings(

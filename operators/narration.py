@@ -1,9 +1,9 @@
 """What a call of a model writes, told while it is written: its deltas.
 
-Guarantee: the deltas of a call that ended well are its whole text, in order, the last one marked. They never fail a
-call nor hold it up, and take no more memory than the text: the first piece is told at once, what comes within
-INTERVAL_S of a delta in one, and nothing before the flow has taken the one before. State: none; after a crash, or a
-failed attempt, another call begins anew.
+Guarantee: the deltas of a call that ended well are its whole text, in order, the last one marked; a call that wrote
+nothing before its end has none. They never fail a call nor hold it up, and take no more memory than the text: the first
+piece is told at once, what comes within INTERVAL_S of a delta in one, and nothing before the flow has taken the one
+before. State: none; after a crash, or a failed attempt, another call begins anew.
 """
 
 import asyncio
@@ -42,7 +42,14 @@ class Narration:
     def end(self, text: str) -> None:
         """The call ended well, and this is all that it has written."""
         self._stop()
+        if self._last is None:  # the result itself is not a moment later
+            return
         self._tell(text[self._told_chars :], last=True)
+
+    @property
+    def told_as(self) -> str | None:
+        """What the deltas call this call, if there are any."""
+        return self.call_id if self._last is not None else None
 
     def _tell_more(self) -> None:
         self._timer = None

@@ -51,7 +51,6 @@ from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.cancellations import Cancellations
 from connectors.circuit import Circuit, Permit
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope, Job
@@ -61,7 +60,7 @@ from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter
 from schemas.deltas import TextDelta
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
-from schemas.event import Event, utc_now
+from schemas.event import Event, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
 from schemas.usage import TokensUsed, nothing_used
 
@@ -91,6 +90,7 @@ class OffloadPolicy:
     backoff_cap_s: float = 30.0  # no wait is drawn from beyond this
     keep_key_order: bool = False  # messages of one key one at a time, in order
     cancellable: bool = True  # False: what was begun has to be finished, and a crash may have begun it
+    silent: bool = False  # emits no statuses: for work on jobs that have ended already
 
 
 class DeadlineExceeded(Poison):
@@ -134,8 +134,15 @@ class Pending(Generic[X]):
     plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
-    cancelled: bool = False  # known before its call is cut off
+    cancelled: str | None = None  # why, if its job is; known before its call is cut off
+    cut_off: Callable[[], None] | None = None  # ends what is waited for now
     say: Callable[[Event], Ready] = lambda event: Ready("", event)  # emits what is to be known while a call goes on
+
+    def cancel(self, reason: str) -> None:
+        """Its job is not wanted any more."""
+        self.cancelled = reason
+        if self.cut_off is not None:
+            self.cut_off()
 
     def charge(self, bill: Bill) -> None:
         """Add what a call has cost whose answer was refused; its settlement, or its dead letter's, says so."""
@@ -164,46 +171,47 @@ class Aloud(Generic[X, Y]):
 class _while_wanted:  # noqa: N801  # reads as what it does; a class, since one of a generator costs each call more
     """Raises DeadlineExceeded when the job's deadline passes inside, and Cancelled when somebody cancels it."""
 
-    def __init__(self, pending: Pending[Any], cancellations: Cancellations | None) -> None:
+    def __init__(self, pending: Pending[Any]) -> None:
         self._pending = pending
-        self._job = pending.envelope.job
-        self._cancellations = cancellations
-        self._reason: str | None = None
-        self._inside = True
+        self._timeout: asyncio.Timeout | None = None
+        self._task: asyncio.Task[Any] | None = None  # once it is cancelled from here
+        self._before = 0  # requests to cancel it that came from elsewhere
 
     async def __aenter__(self) -> None:
-        job = self._job
-        self._loop = asyncio.get_running_loop()
-        left_s = None if job.deadline is None else (job.deadline - utc_now()).total_seconds()
-        if left_s is not None and left_s <= 0:
-            raise _deadline_exceeded(job)
-        self._timeout = asyncio.timeout(left_s)
-        if self._cancellations is not None:
-            reason = self._cancellations.watch(job.tenant, job.job_id, self._told)
-            if reason is not None:
-                self._pending.cancelled = True
-                raise Cancelled(reason)
-        await self._timeout.__aenter__()
+        pending = self._pending
+        if pending.cancelled is not None:
+            raise Cancelled(pending.cancelled)
+        deadline = pending.envelope.job.deadline
+        if deadline is not None:
+            left_s = (deadline - utc_now()).total_seconds()
+            if left_s <= 0:
+                raise _deadline_exceeded(pending.envelope.job)
+            self._timeout = asyncio.timeout(left_s)
+            await self._timeout.__aenter__()
+        task = asyncio.current_task()
+        pending.cut_off = lambda: self._cut_off(task)
 
-    def _told(self, reason: str) -> None:
-        self._loop.call_soon_threadsafe(self._end, reason)
-
-    def _end(self, reason: str) -> None:
-        if self._inside and not self._timeout.expired():
-            self._pending.cancelled = True
-            self._reason = reason
-            self._timeout.reschedule(self._loop.time())
+    def _cut_off(self, task: asyncio.Task[Any] | None) -> None:
+        if task is not None:
+            self._task, self._before = task, task.cancelling()
+            task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._inside = False
-        if self._cancellations is not None:
-            self._cancellations.unwatch(self._job.tenant, self._job.job_id, self._told)
-        try:
-            await self._timeout.__aexit__(kind, error, at)
-        except TimeoutError as over:
-            raise (_deadline_exceeded(self._job) if self._reason is None else Cancelled(self._reason)) from over
+        self._pending.cut_off = None
+        if self._timeout is not None:
+            try:
+                await self._timeout.__aexit__(kind, error, at)
+            except TimeoutError as passed:
+                raise _deadline_exceeded(self._pending.envelope.job) from passed
+        # As asyncio.Timeout does: whoever else has cancelled the task still gets what he wants.
+        if (
+            self._task is not None
+            and self._task.uncancel() <= self._before
+            and isinstance(error, asyncio.CancelledError)
+        ):
+            raise Cancelled(self._pending.cancelled or "") from error
 
 
 def _deadline_exceeded(job: Job, last: Exception | None = None) -> DeadlineExceeded:
@@ -262,7 +270,6 @@ class _Step(Generic[X, Y]):
         self._unsettled = 0
         self._slots = FairSlots(policy.capacity)
         self._circuit = None if policy.dependency is None else runtime.circuits.of(policy.dependency)
-        self._cancellations = runtime.cancellations if policy.cancellable else None
 
     def enter(self, before_waiting: Callable[[], None] | None) -> None:
         """Count one more message; blocks far beyond the bound, if it may, unless the flow is to stop."""
@@ -304,8 +311,26 @@ class _Step(Generic[X, Y]):
             detail=detail,
         )
 
-    async def settle(self, pending: Pending[X], emit: Callable[[Ready], None]) -> None:  # noqa: C901  # a branch per class
-        """Try until there is a result or a dead letter, and emit it."""
+    async def settle(self, pending: Pending[X], emit: Callable[[Ready], None]) -> None:
+        """Emit what becomes of a message, in the end."""
+        job, loop = pending.envelope.job, asyncio.get_running_loop()
+
+        def told(reason: str) -> None:
+            loop.call_soon_threadsafe(pending.cancel, reason)
+
+        if self.policy.cancellable:
+            pending.cancelled = self.runtime.cancellations.watch(job.tenant, job.job_id, told)
+        try:
+            item = await self._end_of(pending, emit)
+        finally:
+            self.runtime.cancellations.unwatch(job.tenant, job.job_id, told)
+        emit(Ready(pending.key, item, settles=pending.number))
+        self.leave(pending)
+
+    async def _end_of(  # noqa: C901  # a branch per class
+        self, pending: Pending[X], emit: Callable[[Ready], None]
+    ) -> Envelope[Y] | DeadLetter | Dropped | Fatal:
+        """Try until there is a result or a dead letter, or nobody wants either."""
 
         def tell(state: JobState, detail: str) -> None:
             say(self.status(pending, state, attempt=pending.failures + 1, detail=detail))
@@ -331,30 +356,22 @@ class _Step(Generic[X, Y]):
                 pending.failures += 1
                 pending.first_failed_at = pending.first_failed_at or utc_now()
                 if pending.failures >= self.policy.attempts:
-                    item: Envelope[Y] | DeadLetter | Dropped | Fatal = self._bury(pending, error)
-                    break
+                    return self._bury(pending, error)
                 wait_s, failure = backoff_s(self.policy, pending.failures, retry_after_s=error.retry_after_s), error
                 next_attempt = f"attempt {pending.failures + 1} of {self.policy.attempts}"
                 tell(JobState.RETRYING, f"{next_attempt} in {wait_s:.1f} s: {error}")
             except Fatal as error:
-                item = error
-                break
+                return error
             except Cancelled as error:
-                item = self._cancelled(pending, str(error))
-                break
+                return self._cancelled(pending, str(error))
             except Exception as error:  # noqa: BLE001  # one message failed; any exception in an operator ends the flow
                 if not isinstance(error, GaveUp):
                     pending.failures += 1
-                item = self._bury(pending, error)
-                break
+                return self._bury(pending, error)
             else:
-                item = result if isinstance(result, Dropped) else pending.envelope.carrying(result)
-                break
+                return result if isinstance(result, Dropped) else pending.envelope.carrying(result)
             if self._too_late(pending.envelope, wait_s):
-                item = self._bury(pending, _deadline_exceeded(pending.envelope.job, failure))
-                break
-        emit(Ready(pending.key, item, settles=pending.number))
-        self.leave(pending)
+                return self._bury(pending, _deadline_exceeded(pending.envelope.job, failure))
 
     async def _attempt(self, pending: Pending[X], wait_s: float) -> Y | Dropped:
         turn = _Turn(self._slots, self._circuit)
@@ -367,11 +384,11 @@ class _Step(Generic[X, Y]):
 
     async def _wait(self, pending: Pending[X], wait_s: float, turn: "_Turn") -> None:
         """Until the next attempt. One that is cancelled needs no slot: its call raises Cancelled, if it is made."""
-        if pending.cancelled:  # and `around` cannot tell yet
+        if pending.cancelled is not None:  # and `around` cannot tell yet
             await asyncio.sleep(wait_s)
             return
         with suppress(Cancelled):
-            async with _while_wanted(pending, self._cancellations):
+            async with _while_wanted(pending):
                 if wait_s:
                     await asyncio.sleep(wait_s)
                 await turn.wait(pending.envelope.job)
@@ -385,7 +402,7 @@ class _Step(Generic[X, Y]):
 
     async def _told(self, pending: Pending[X], permit: Permit | None) -> Y:
         try:
-            async with _while_wanted(pending, self._cancellations):
+            async with _while_wanted(pending):
                 result = await self._charged(pending)
         except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
@@ -430,7 +447,11 @@ class _Step(Generic[X, Y]):
         if job.admission_id is not None:
             used = nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
             pending.say(used if job.billed is None else used.model_copy(update=asdict(job.billed)))
-        pending.say(self.status(pending, JobState.CANCELLED, attempt=pending.failures + 1, detail=reason))
+        status = self.status(pending, JobState.CANCELLED, attempt=pending.failures + 1, detail=reason)
+        if job.callback_url is not None:  # the same end, however often the job comes again
+            end_id = derive_id("cancelled", job.tenant, job.job_id)
+            status = status.model_copy(update={"callback_url": job.callback_url, "end_id": end_id})
+        pending.say(status)
         return Dropped()
 
     @staticmethod
@@ -631,6 +652,8 @@ def offload(
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
     def status(item: object) -> OutgoingRecord | None:
+        if policy.silent and isinstance(item, StatusChanged):
+            return None
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed | TextDelta) else None
 
     lanes = op.key_on("lane", up, _lane)

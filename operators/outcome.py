@@ -55,6 +55,7 @@ def bury(
         job_id=job.job_id,
         tenant=job.tenant,
         document_id=job.document_id,
+        callback_url=job.callback_url,
         admission_id=job.admission_id,
         model=None if bill is None else bill.model,
         usage=None if bill is None else _tokens(bill),
@@ -75,6 +76,11 @@ def bury(
         first_failed_at=first_failed_at or now,
         failed_at=now,
     )
+
+
+def not_the_end(letter: DeadLetter) -> DeadLetter:
+    """The same letter, whose job goes on, or has ended already."""
+    return letter.model_copy(update={"ends_job": False})
 
 
 def _tokens(bill: Bill) -> TokenCount:

@@ -100,7 +100,8 @@ class PaidOnce(Generic[X, E]):
             case Held():
                 raise Unavailable("another call for this job is in flight", retry_after_s=HELD_RETRY_S)
             case Conflict(state):
-                pending.tell(_STATES[state], "another request under this id was refused")  # as above
+                told = JobState.CANCELLED if pending.cancelled is not None and state == "given_up" else _STATES[state]
+                pending.tell(told, "another request under this id was refused")  # as above
                 raise Refused(
                     f"job_id {job.job_id!r} belongs to another request, which goes on; submit this one under another"
                 )

@@ -50,6 +50,8 @@ def letter_records(buried: DeadLetter, *, step: str) -> Iterator[OutgoingRecord]
             attempt=letter.attempts,
             detail=letter.message,
             retryable=letter.retryable,
+            callback_url=letter.callback_url,
+            end_id=None if letter.callback_url is None else letter.event_id,
         ),
         step=step,
     )

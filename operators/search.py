@@ -17,9 +17,8 @@ from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.envelope import Envelope
 from operators.offload import Cancelled, Dropped, OffloadPolicy, Pending, offload
-from operators.outcome import Outcome
+from operators.outcome import Outcome, not_the_end
 from operators.runtime import Runtime
-from schemas.dead_letter import DeadLetter
 from schemas.requests import Tool
 from schemas.tools import CONTENT_MAX_CHARS, ToolCompleted, ToolRequested
 
@@ -99,8 +98,4 @@ def search(
         runtime=runtime,
         around=unless_cancelled,
     )
-    return Outcome(found.oks, op.map_value("unended", found.errs, _not_the_end))
-
-
-def _not_the_end(letter: DeadLetter) -> DeadLetter:
-    return letter.model_copy(update={"ends_job": False})
+    return Outcome(found.oks, op.map_value("unended", found.errs, not_the_end))

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from schemas.event import Base64Bytes, Identifier, JobEvent, Sha256, Timestamp, derive_id, utc_now
 from schemas.results import TokenCount
@@ -73,6 +74,8 @@ class DeadLetter(JobEvent):
     model: str | None = Field(default=None, description="The model whose answers were refused, if any were.")
     usage: TokenCount | None = Field(default=None, description="What these answers cost; its tenant is charged for it.")
     document_id: str | None = Field(default=None, description="The document, if the message is about one.")
+    callback_url: SkipJsonSchema[str | None] = Field(default=None, exclude=True)
+    """For the job's last status alone, no part of what is written: it may hold a secret, and people read letters."""
     first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")
     failed_at: Timestamp = Field(default_factory=utc_now, description="When the last attempt failed.")
 

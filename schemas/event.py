@@ -54,6 +54,7 @@ Base64Bytes = Annotated[
 ]
 """Bytes that are standard base64 in JSON."""
 
+URL_MAX_CHARS = 2048
 IDENTIFIER_MAX_CHARS = 256
 Identifier = Annotated[
     str, StringConstraints(min_length=1, max_length=IDENTIFIER_MAX_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$")

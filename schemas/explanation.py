@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from schemas.callbacks import CallbackDeferred
 from schemas.cancellations import CancelRequested
 from schemas.dead_letter import MAX_REDRIVES, DeadLetter
 from schemas.jobs import JobState, StatusChanged
 from schemas.results import ResultCompleted
+from schemas.topics import topic_of
 
+CALLBACKS = topic_of(CallbackDeferred).name
 SILENCE = timedelta(minutes=15)
 """An inference has a few attempts of 120 s: a job that says nothing for longer is stuck, or no flow runs."""
 
@@ -407,6 +410,25 @@ class _Case:
                 passed.append(steps[-1])
             yield from (f"{step} is done" for step in passed)
 
+    def _untold(self) -> Iterator[DeadLetter]:
+        """Callbacks that were not delivered; the job itself is as it ended."""
+        for each in self.buried:
+            if each.letter.topic == CALLBACKS and each.redriven_at is None:
+                yield each.letter
+
+    def _escalate_beside_the_job(self) -> Iterator[str]:
+        for letter in self._untold():
+            if not letter.retryable:
+                yield (
+                    f"dead letter {letter.event_id}: the job's end was not told to its callback URL: {letter.message}"
+                )
+        for each in self.buried:
+            letter = each.letter
+            if not letter.ends_job and each.redriven_at is None and letter.topic != CALLBACKS:
+                yield (
+                    f"dead letter {letter.event_id}: another message under this job's id was refused: {letter.message}"
+                )
+
     def _came_too_late(self, letter: DeadLetter) -> bool:
         return self.evidence.replaced_by is not None and letter.topic.startswith("documents.")
 
@@ -416,6 +438,9 @@ class _Case:
             if letter.retryable and letter.redrives < self.max_redrives and not self._came_too_late(letter):
                 so_far = f", redriven {letter.redrives} of {self.max_redrives} times" if letter.redrives else ""
                 yield Retry(letter.event_id, f"{letter.step} ran out of attempts or time{so_far}")
+        for letter in self._untold():
+            if letter.retryable:
+                yield Retry(letter.event_id, f"the job's end was not told to its callback URL: {letter.message}")
 
     def escalate(self) -> Iterator[str]:
         for each in self.open:
@@ -440,12 +465,7 @@ class _Case:
                     f"dead letter {letter.event_id}: job {self.evidence.replaced_by} has since indexed the document; a "
                     "redrive of this older version would change nothing"
                 )
-        for each in self.buried:
-            if not each.letter.ends_job and each.redriven_at is None:
-                yield (
-                    f"dead letter {each.letter.event_id}: another message under this job's id was refused: "
-                    f"{each.letter.message}"
-                )
+        yield from self._escalate_beside_the_job()
         if self.standing is Standing.DEAD_LETTERED and self.unexplained and not self.open:
             yield "its dead letter is no longer kept, so it cannot be redriven: submit it anew"
         if not self.standing.ended:

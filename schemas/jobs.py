@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from schemas.event import JobEvent, Timestamp, derive_id, utc_now
+from schemas.event import URL_MAX_CHARS, Identifier, JobEvent, Timestamp, derive_id, utc_now
 
 
 class JobState(StrEnum):
@@ -34,6 +34,7 @@ class StatusChanged(JobEvent):
     """
 
     TYPE: ClassVar[str] = "headrace.job.status.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     state: JobState = Field(description="Where the job stands.")
     step: str = Field(description="The step that speaks: `ingest.embed`.")
@@ -43,6 +44,12 @@ class StatusChanged(JobEvent):
     needs_review: bool = Field(default=False, description="A person has to decide.")
     resume_at: Timestamp | None = Field(default=None, description="When it goes on, or may be sent again, if known.")
     document_id: str | None = Field(default=None, description="The document, if the job is about one.")
+    callback_url: str | None = Field(
+        default=None, max_length=URL_MAX_CHARS, description="If this ends the job: where its request wants to be told."
+    )
+    end_id: Identifier | None = Field(
+        default=None, description="If this ends the job: names the end; a replay of it has the same, a later end not."
+    )
     occurred_at: Timestamp = Field(default_factory=utc_now, description="When it happened.")
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 from pydantic.config import JsonDict
 
-from schemas.event import CollectionName, Identifier, JobEvent, Timestamp, derive_id, utc_now
+from schemas.event import URL_MAX_CHARS, CollectionName, Identifier, JobEvent, Timestamp, derive_id, utc_now
 
 PROMPT_MAX_CHARS = 100_000
 """All messages of a request together. About 25,000 tokens of English: more than a retrieval prompt needs, and far below
@@ -112,7 +112,11 @@ class RequestSubmitted(JobEvent):
         default=None,
         description="The job at the top of the chain; may be absent beside a parent if `depth` is 1: it is the parent.",
     )
-    callback_url: str | None = Field(default=None, max_length=2048, description="Where to post the result.")
+    callback_url: str | None = Field(
+        default=None,
+        max_length=URL_MAX_CHARS,
+        description="Where to post how the job ended: Standard Webhooks, signed by `webhooks`.",
+    )
     submitted_at: Timestamp = Field(default_factory=utc_now, description="When it was submitted.")
 
     @model_validator(mode="before")

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.event import Identifier, JobEvent, Timestamp, utc_now
+from schemas.event import URL_MAX_CHARS, Identifier, JobEvent, Timestamp, utc_now
 
 
 class Citation(BaseModel):
@@ -42,9 +42,10 @@ class Timings(BaseModel):
 
 
 class ResultCompleted(JobEvent):
-    """A job's answer. Produced by `answer`, consumed by downstream services; keyed by `job_id`."""
+    """A job's answer. Produced by `answer`, consumed by downstream services and `webhooks`; keyed by `job_id`."""
 
     TYPE: ClassVar[str] = "headrace.result.completed.v1"
+    ENDS_JOB_IF_UNREADABLE: ClassVar[bool] = False
 
     kind: Literal["answer", "generate"] = Field(description="As in the request.")
     text: str = Field(description="The answer.")
@@ -53,7 +54,7 @@ class ResultCompleted(JobEvent):
     usage: TokenCount = Field(description="Tokens of this inference.")
     admission_id: Identifier | None = Field(default=None, description="What usage.tokens calls this inference.")
     call_id: Identifier | None = Field(default=None, description="What results.delta calls the call that wrote it.")
-    callback_url: str | None = Field(default=None, max_length=2048, description="As in the request.")
+    callback_url: str | None = Field(default=None, max_length=URL_MAX_CHARS, description="As in the request.")
     model: str = Field(description="The model that answered.")
     timings: Timings = Field(description="Where the time went.")
     completed_at: Timestamp = Field(default_factory=utc_now, description="When the answer was complete.")

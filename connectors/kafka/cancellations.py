@@ -109,4 +109,6 @@ class CancellationReader:
         except ValidationError:
             log.warning("not a cancellation", partition=record.partition, offset=record.offset)
             return
-        self._cancellations.add(cancelled, record.timestamp)
+        # The later of two clocks: a producer's wrong one must not make it a cancellation of long ago.
+        said = cancelled.requested_at if "requested_at" in cancelled.model_fields_set else record.timestamp
+        self._cancellations.add(cancelled, max(record.timestamp, said))

@@ -97,15 +97,20 @@ class _Seen:
     results: dict[str, set[bytes]] = field(default_factory=dict)
     indexed: set[str] = field(default_factory=set)
     buried: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
     malformed: set[tuple[str, int, int]] = field(default_factory=set)
 
     def take(self, topic: str, value: bytes) -> None:
+        if topic == "jobs.status" and b'"state":"cancelled"' not in value:
+            return
         payload = json.loads(value)
         job_id = payload["job_id"]
         if topic == "results.completed":
             self.results.setdefault(job_id, set()).add(value)
         elif topic == "documents.indexed":
             self.indexed.add(job_id)
+        elif topic == "jobs.status":
+            self.cancelled.add(job_id)
         elif "Invalid JSON" in payload["message"]:
             self.malformed.add((payload["topic"], payload["partition"], payload["offset"]))
         elif payload["ends_job"]:
@@ -119,7 +124,7 @@ def _topics() -> list[TopicSpec]:
 class _Watcher:
     """Reads every topic on which jobs end, from the beginning, in a thread of its own."""
 
-    TOPICS = ("results.completed", "documents.indexed", *(topic.name for topic in dead_letter_topics()))
+    TOPICS = ("results.completed", "documents.indexed", "jobs.status", *(topic.name for topic in dead_letter_topics()))
 
     def __init__(self, bootstrap: str) -> None:
         self.seen = _Seen()
@@ -329,7 +334,7 @@ class ChaosRun:
 
         def ended() -> bool:
             return (
-                load.requests <= seen.results.keys() | seen.buried
+                load.requests <= seen.results.keys() | seen.buried | seen.cancelled
                 and load.uploads <= seen.indexed | seen.buried
                 and len(seen.malformed) >= malformed
             )
@@ -343,7 +348,7 @@ class ChaosRun:
         self._note_recovery(victim)
         # What the drain wrote, and duplicates of what has ended, are read as well: until nothing more comes.
         count = -1
-        while count != (count := sum(map(len, seen.results.values())) + len(seen.buried)):
+        while count != (count := sum(map(len, seen.results.values())) + len(seen.buried) + len(seen.cancelled)):
             time.sleep(1.0)
         return code
 
@@ -364,6 +369,7 @@ class ChaosRun:
                 frozenset(seen.indexed),
                 frozenset(seen.buried),
                 len(seen.malformed),
+                frozenset(seen.cancelled),
             ),
             calls=read_calls(self._record),
             kills=[Kill(**json.loads(line), seen_at=died) for line, died in zip(lines, self._deaths, strict=True)],

@@ -1,4 +1,4 @@
-"""What is sent during a run: requests and documents, some of them twice, late, malformed or under a stolen id."""
+"""What is sent during a run: requests and documents, some twice, late, malformed, cancelled or under a stolen id."""
 
 import json
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from random import Random
 DUPLICATE_SHARE = 0.05
 MALFORMED_SHARE = 0.01
 CONFLICT_SHARE = 0.005
+CANCEL_SHARE = 0.03
 UPDATE_SHARE = 0.3
 DELETE_SHARE = 0.1
 
@@ -54,6 +55,9 @@ def make_load(seed: int, jobs: int, documents: int) -> Load:
             placed.append((draw.uniform(0, jobs), Sent("requests.submitted", f"bad-{n}", b'{"job_id": ', valid=False)))
         if draw.random() < CONFLICT_SHARE:
             placed.append((draw.uniform(n, jobs), _request(ids[n], n, f"Another question under the id of {n}?")))
+        if draw.random() < CANCEL_SHARE:
+            cancel = json.dumps({"job_id": ids[n], "tenant": f"t{n % 5}", "reason": "not needed"}).encode()
+            placed.append((draw.uniform(n, n + 100), Sent("cancellations.requested", ids[n], cancel)))
     uploads: set[str] = set()
     final: dict[str, str | None] = {}
     for n in range(documents):

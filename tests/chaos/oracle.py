@@ -70,6 +70,7 @@ class Outcomes:
     indexed: frozenset[str]
     buried: frozenset[str]  # dead letters that end a job
     malformed: int  # dead letters of messages that are no events
+    cancelled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Verdict:
     """Counts of what must be zero, and of what may not be."""
 
     lost: int = 0
+    cancelled: int = 0  # requests that ended so
     duplicate_results: int = 0
     two_outcomes: int = 0
     duplicate_calls: int = 0  # spent calls beyond the first of each job
@@ -111,7 +113,7 @@ class Verdict:
     @property
     def violations(self) -> dict[str, int]:
         """What must not be: by name, if there is any."""
-        allowed = {"duplicate_calls", "ambiguous", "ambiguous_unseen", "examples"}
+        allowed = {"cancelled", "duplicate_calls", "ambiguous", "ambiguous_unseen", "examples"}
         return {name: count for name, count in asdict(self).items() if name not in allowed and count}
 
 
@@ -121,17 +123,19 @@ def judge(seen: Evidence) -> Verdict:
     verdict.unclean_end = int(seen.exit_code != 0)
     verdict.malformed_lost = max(seen.malformed - seen.outcomes.malformed, 0)
     outcomes = seen.outcomes
+    verdict.cancelled = len(outcomes.cancelled)
     for job_id in sorted(seen.requests):
         results = outcomes.results.get(job_id, frozenset())
-        if not results and job_id not in outcomes.buried:
+        ends = [bool(results), job_id in outcomes.buried, job_id in outcomes.cancelled]
+        if not any(ends):
             verdict.lost += 1
             verdict.examples.append(f"lost: {job_id}")
         if len(results) > 1:
             verdict.duplicate_results += 1
             verdict.examples.append(f"two results: {job_id}")
-        if results and job_id in outcomes.buried:
+        if sum(ends) > 1:
             verdict.two_outcomes += 1
-            verdict.examples.append(f"result and dead letter: {job_id}")
+            verdict.examples.append(f"of result, dead letter and cancellation: {ends}: {job_id}")
         _judge_calls(job_id, seen, verdict)
     _judge_kills(seen, verdict)
     lost_uploads = seen.uploads - outcomes.indexed - outcomes.buried

@@ -30,6 +30,7 @@ def test_nothing_is_lost_or_paid_twice_under_kills_broker_restart_and_model_outa
     assert report.verdict.violations == {}, report.verdict.examples
     assert sum(report.kills_by_point.values()) == SHORT.kills
     assert report.verdict.ambiguous > 0, "no kill hit a call in flight: the run proves too little"
+    assert report.verdict.cancelled > 0, "every cancellation came too late: the run proves too little"
 
 
 def test_without_the_ledger_the_harness_reports_second_bills_and_second_results(tmp_path: Path) -> None:

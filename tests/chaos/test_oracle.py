@@ -42,6 +42,12 @@ def test_where_all_is_well_nothing_is_reported() -> None:
     assert judge(GOOD).violations == {}
 
 
+def test_a_job_that_was_cancelled_has_ended() -> None:
+    outcomes = replace(GOOD.outcomes, results={}, cancelled=frozenset({"j"}))
+    ledger = {"j": replace(record(), state="given_up")}
+    assert judge(replace(GOOD, outcomes=outcomes, ledger=ledger)).violations == {}
+
+
 def test_a_retry_after_a_known_failure_is_no_second_bill() -> None:
     calls = {"j": [call(1, 100.0, 101.0, "503"), call(2, 300.0, 301.0)]}
     seen = replace(GOOD, calls=calls, outcomes=SECOND, ledger={"j": record(completion_tokens=2)})
@@ -65,6 +71,7 @@ def test_a_call_that_a_kill_interrupted_may_be_repeated_if_it_is_called_ambiguou
             "duplicate_results",
         ),
         (replace(GOOD, outcomes=replace(GOOD.outcomes, buried=frozenset({"j"}))), "two_outcomes"),
+        (replace(GOOD, outcomes=replace(GOOD.outcomes, cancelled=frozenset({"j"}))), "two_outcomes"),
         (replace(GOOD, calls=TWICE), "duplicate_calls_outside_window"),
         (replace(GOOD, calls=TWICE, kills=[Kill("random", 100.5, 100.6)]), "unrecorded"),
         (replace(GOOD, calls=TWICE, kills=[Kill("after-ledger", 101.1, 101.2, "j")]), "paid_after_commit"),

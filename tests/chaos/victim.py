@@ -84,6 +84,7 @@ class MortalLLM(LLM):
     def __init__(self, inner: LLM, killer: Killer) -> None:
         self._inner = inner
         self._killer = killer
+        self.model = inner.model
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
         async for part in self._inner.stream(prompt):

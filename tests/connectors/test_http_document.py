@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from connectors.http_document import RETRY_AFTER_CAP_S, HttpDocuments, is_public
+from connectors.http_document import RETRY_AFTER_CAP_S, HttpDocuments
 from connectors.object_store import ObjectStore
+from connectors.public_address import is_public
 from schemas.errors import Fatal, Isolated, Poison, Retryable, TookTooLong
 
 T = TypeVar("T")

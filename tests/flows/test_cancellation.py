@@ -267,13 +267,17 @@ def test_a_job_that_waits_for_a_review_ends_and_a_decision_comes_too_late(instal
 def test_a_job_that_waits_for_a_tool_ends_without_it(installation: Installation) -> None:
     model = Model(tool="look")
     with installation.running(model) as process:
-        process.ask(tools=(Tool(name="look", description="Looks.", parameters={}),))
+        tools = (Tool(name="look", description="Looks.", parameters={}),)
+        process.ask(tools=tools)
         wait_for("the tool's request", lambda: process.topics.on("tools.requested"))
         (asked,) = process.topics.on("tools.requested")
         process.topics.put(ToolRequested.model_validate(asked))
         process.wait_for_state(JobState.AWAITING_TOOL)
         process.cancel()
         process.wait_for_its_end()
+        process.ask(tools=tools)
+        wait_for("the end of the repeat", lambda: process.ends() == [JobState.CANCELLED] * 2)
+        assert process.topics.dead_letters() == []
     assert model.calls == {"j": 1}
     assert [(each.tokens, each.estimated) for each in process.used()] == [(8, False)]
 
@@ -358,3 +362,15 @@ def test_of_an_answer_and_a_cancel_at_the_same_time_one_is_told(installation: In
     assert Counter(process.results()) == dict.fromkeys(answered, 1)
     assert 0 < len(answered) < len(jobs), "there was no race: this proves nothing"
     assert process.topics.dead_letters() == []
+
+
+def test_who_wants_to_be_told_of_a_cancelled_job_is_told_of_one_end(installation: Installation) -> None:
+    with installation.running(Model()) as process:
+        process.cancel()
+        process.ask(callback_url="https://example.org/hook")
+        process.wait_for_state(JobState.CANCELLED)
+        process.ask(callback_url="https://example.org/hook")
+        wait_for("both end", lambda: process.ends().count(JobState.CANCELLED) == 2)
+        ends = [status for status in process.statuses() if status.state is JobState.CANCELLED]
+    assert {each.callback_url for each in ends} == {"https://example.org/hook"}
+    assert len({each.end_id for each in ends} - {None}) == 1

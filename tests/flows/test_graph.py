@@ -17,6 +17,7 @@ STATEFUL_STEPS = {
     "search": ["search"],
     "usage": ["once.dedup", "windows"],
     "notifications": [],
+    "webhooks": ["once.dedup", "hold", "deliver"],
 }
 """A renamed step would leave its pending work behind in the recovery state: change one only with a drained flow."""
 

@@ -55,7 +55,7 @@ def gateway(kafka: EmbeddedKafka, data_dir: Path) -> Iterator[RunningGateway]:
         "HEADRACE_RATE_PER_S": "1000",
         "HEADRACE_RATE_BURST": "1000",
         "HEADRACE_CORS_ORIGINS": PAGE,
-        "HEADRACE_WEBHOOK_SECRETS": '{"acme": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0"}',
+        "HEADRACE_WEBHOOK_SECRETS": '{"acme": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"}',
     }
     with RunningGateway(kafka.bootstrap, data_dir, key=ACME, **variables) as gateway:
         yield gateway.ready()

@@ -160,9 +160,9 @@ def test_a_topic_that_was_made_again_is_read_anew(
 
         def only_the_result_is_left() -> bool:
             evidence = read_model.evidence("a")
-            return evidence is not None and evidence.result is not None and evidence.statuses == ()
+            return evidence is not None and evidence.result is not None and not evidence.statuses
 
-        wait_for("the former statuses to go", only_the_result_is_left)  # the new results alone come sooner
+        wait_for("the old statuses to be forgotten", only_the_result_is_left)
         wait_for("the new jobs", lambda: completed(read_model) == 22)
 
 

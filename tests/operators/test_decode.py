@@ -198,3 +198,22 @@ def test_a_misspelt_field_is_named_and_a_name_that_is_none_is_not() -> None:
         parse(record(json.dumps(budget).encode(), topic="budgets.config"), BudgetChanged)
     assert "windows.0.tokns: Extra inputs are not permitted" in str(raised.value)
     assert "windows.0.?: Extra inputs" in str(raised.value)
+
+
+def test_what_cannot_be_read_still_says_who_is_to_be_told_of_its_end(runtime_on: MakeRuntime) -> None:
+    values = [b'{"text": 5, "callback_url": "https://a.org/?t=1"}', b'{"text": 5, "callback_url": 7}']
+    topics = run_decode(runtime_on, [record(value, offset=offset) for offset, value in enumerate(values)])
+    assert [status.callback_url for status in topics.statuses()] == ["https://a.org/?t=1", None]
+    assert b"callback_url" not in b"".join(letter.encode() for letter in topics.dead_letters())
+
+
+def test_with_holding_only_what_has_these_bytes_is_decoded(runtime_on: MakeRuntime) -> None:
+    topics = MemoryTopics([record(b"{"), record(GOOD, offset=1), record(b'{"text": "', offset=2)])
+    runtime = runtime_on(topics)
+    flow = Dataflow("test")
+    uploads = consume("uploaded", flow, DocumentUploaded, runtime, holding=b'"text"')
+    produce("passed", uploads.oks, DocumentUploaded, runtime)
+    dead_letter("dlq", uploads.errs, runtime=runtime)
+    run_main(flow)
+    assert len(topics.on("documents.uploaded")) == 1
+    assert [letter.offset for letter in topics.dead_letters()] == [2]

@@ -27,6 +27,7 @@ from schemas.deltas import TextDelta
 from schemas.event import Event, utc_now
 from schemas.requests import RequestSubmitted, Tool
 from schemas.results import ResultCompleted
+from tests.flows.test_cancellation import Installation, Model, wait_for
 from tests.llm_server import LLMServer, Plan, serve
 from tests.memory_topics import MemoryTopics, record
 
@@ -136,12 +137,11 @@ def test_an_answer_from_the_ledger_is_not_told_again(tmp_path: Path) -> None:
     assert deltas(again) == {}
 
 
-def test_each_turn_of_a_job_with_tools_is_a_call_of_its_own(tmp_path: Path) -> None:
+def test_a_call_that_only_asks_for_a_tool_tells_nothing(tmp_path: Path) -> None:
     tool = Tool(name="look", description="Looks.", parameters={})
     topics = run_on_a_server(Plan(), tmp_path, asked(prompt="TOOL:look", tools=[tool.model_dump()]))
-    (call,) = deltas(topics).values()  # its text is empty: all that it says is the wish for a tool
-    assert [(delta.text, delta.last) for delta in call] == [("", True)]
     assert topics.on("tools.requested")
+    assert deltas(topics) == {}  # all that it says is the wish for a tool
 
 
 class Stalled:
@@ -182,11 +182,12 @@ def test_no_delta_is_larger_than_its_topic_takes() -> None:
 
     async def write() -> None:
         with Narration(flow.pending) as narration:
+            narration.add(text)
             narration.end(text)
 
     asyncio.run(write())
-    assert [len(delta.text) for delta in flow.said] == [DELTA_MAX_CHARS, DELTA_MAX_CHARS, 1]
-    assert [delta.last for delta in flow.said] == [False, False, True]
+    assert [len(delta.text) for delta in flow.said] == [DELTA_MAX_CHARS, DELTA_MAX_CHARS, 1, 0]
+    assert [delta.last for delta in flow.said] == [False, False, False, True]
     assert text_of(flow.said) == text
 
 
@@ -202,3 +203,20 @@ def test_nothing_is_told_of_a_call_after_it_has_failed() -> None:
 
     asyncio.run(write())
     assert text_of(flow.said) == "first"
+
+
+def test_after_a_crash_in_the_middle_of_an_answer_it_is_told_anew_by_another_call(tmp_path: Path) -> None:
+    installation, model = Installation(tmp_path), Model()
+    with installation.running(model) as process:
+        process.ask()
+        wait_for("the first word", lambda: process.topics.on("results.delta"))
+        (torn,) = deltas(process.topics).values()
+    model.may_end = True
+    with installation.running(model) as process:  # its message is read again
+        process.ask()
+        wait_for("the answer", process.results)
+    ((call_id, whole),) = deltas(process.topics).items()
+    assert call_id != torn[0].call_id
+    assert (torn[0].number, torn[-1].last, whole[0].number, whole[-1].last) == (0, False, 0, True)
+    assert text_of(whole) == result(process.topics).text
+    assert result(process.topics).call_id == call_id

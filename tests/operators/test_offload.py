@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event as ThreadEvent
@@ -84,6 +85,21 @@ def test_every_message_leaves_once_as_a_result(runtime_on: MakeRuntime) -> None:
 
     run_main(flow_of(runtime_on(topics), work))
     assert Counter(indexed(topics)) == Counter({f"j{n}": 1 for n in range(200)})
+
+
+def test_silent_work_says_nothing_about_the_jobs(runtime_on: MakeRuntime) -> None:
+    topics = MemoryTopics(uploads(3))
+
+    async def work(envelope: Envelope[DocumentUploaded]) -> DocumentIndexed:
+        if not failed:
+            failed.append(envelope.body.job_id)
+            raise Retryable("once more")
+        return done(envelope)
+
+    failed: list[str] = []
+    run_main(flow_of(runtime_on(topics), work, replace(QUICK, silent=True)))
+    assert len(indexed(topics)) == 3
+    assert {status.state for status in topics.statuses()} == {JobState.COMPLETED}  # by `produce`
 
 
 def test_never_more_in_flight_than_the_capacity(runtime_on: MakeRuntime) -> None:

@@ -88,3 +88,18 @@ def test_a_trace_header_is_passed_on_unless_it_is_none(runtime_on: MakeRuntime) 
     trace = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
     assert passed_on(trace) == trace
     assert passed_on(b"x" * 1_000_000) is None
+
+
+def test_the_last_status_of_a_dead_letter_says_who_wants_to_know_and_names_the_end(runtime_on: MakeRuntime) -> None:
+    """A replay of the message ends the job once more in the same way; a redrive, or another submission, does not."""
+    asked = request("large", 20_000).model_copy(update={"callback_url": "https://a.org/hook?token=s3cret"})
+    topics = run(runtime_on, record(asked), record(asked, offset=7), record(asked))
+    first, second, replay = topics.statuses()
+    assert {first.callback_url, second.callback_url, replay.callback_url} == {"https://a.org/hook?token=s3cret"}
+    assert first.end_id == replay.end_id != second.end_id
+    assert all("s3cret" not in letter.model_dump_json(exclude={"message_value"}) for letter in topics.dead_letters())
+
+
+def test_nobody_is_named_where_nobody_wants_to_know(runtime_on: MakeRuntime) -> None:
+    (status,) = run(runtime_on, record(request("large", 20_000))).statuses()
+    assert (status.callback_url, status.end_id) == (None, None)

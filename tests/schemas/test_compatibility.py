@@ -134,7 +134,8 @@ def test_asyncapi_says_what_the_flows_send_and_receive() -> None:
     assert of_topic["requests.submitted"] == {"receive"}
     assert of_topic["documents.uploaded"] == {"receive", "send"}
     assert of_topic["documents.extracted"] == {"send", "receive"}
-    assert of_topic["results.completed"] == {"send"}
+    assert of_topic["results.completed"] == {"send", "receive"}
+    assert of_topic["documents.indexed"] == {"send"}
     assert of_topic["requests.submitted.dlq"] == {"send"}
 
 

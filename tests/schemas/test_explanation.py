@@ -207,6 +207,27 @@ def test_a_refused_duplicate_leaves_its_job_as_it_is() -> None:
     assert "another message under this job's id was refused" in explanation.escalate[0]
 
 
+def test_a_callback_that_failed_leaves_its_job_completed_and_may_be_made_again() -> None:
+    failed, gone = (
+        BuriedMessage(
+            letter(
+                5, offset=offset, step="webhooks.deliver", topic="callbacks.deferred", ends_job=False, retryable=again
+            )
+        )
+        for offset, again in ((1, True), (2, False))
+    )
+    explanation = told(Evidence("j", [status(1, JobState.COMPLETED)], [failed, gone], result(1)))
+    assert explanation.standing is Standing.COMPLETED
+    (retry,) = explanation.retry
+    assert retry.dead_letter_id == failed.letter.event_id
+    assert "was not told to its callback URL" in retry.why
+    (reason,) = explanation.escalate
+    assert gone.letter.event_id in reason
+    assert "was not told to its callback URL" in reason
+    made = BuriedMessage(failed.letter, t(7))
+    assert told(Evidence("j", [status(1, JobState.COMPLETED)], [made], result(1))).retry == ()
+
+
 def test_a_dead_end_whose_letter_has_expired_cannot_be_redriven() -> None:
     explanation = told(Evidence("j", [status(5, JobState.DEAD_LETTERED)]))
     assert explanation.standing is Standing.DEAD_LETTERED
