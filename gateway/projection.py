@@ -111,7 +111,9 @@ class Projection:
         prune_at = 0.0
         try:
             while not self._stop.is_set():
-                self._hub.publish(self._read_model.apply(following.records()))
+                records = following.records()
+                self._hub.behind_s = following.behind_s
+                self._hub.publish(self._read_model.apply(records))
                 self._failing = False
                 if following.caught_up and time.monotonic() >= prune_at:
                     self._read_model.prune(utc_now())
@@ -147,6 +149,7 @@ class _Following:
         self._all_begun = False
         self._look_at = 0.0
         self._gather_until = 0.0
+        self.behind_s = 0.0  # the age of the oldest record that came last
         self.caught_up = False  # for good, once all that was there at first is applied
         self._described: dict[str, Future[TopicDescription]] = {}
 
@@ -160,6 +163,7 @@ class _Following:
         self._look()
         first = self._consumer.poll(_POLL_S)
         if first is None:
+            self.behind_s = 0.0
             return []
         messages = [first, *self._consumer.consume(MOST - 1, timeout=max(self._gather_until - time.monotonic(), 0.0))]
         self._gather_until = time.monotonic() + _GATHER_S
@@ -170,6 +174,8 @@ class _Following:
                 records.append(record_of(message, headers=message.topic() in WITH_HEADERS))
             else:
                 self._judge(_place(message), error)
+        if records:
+            self.behind_s = (utc_now() - min(record.timestamp for record in records)).total_seconds()
         return records
 
     def _look(self) -> None:
