@@ -82,11 +82,14 @@ async def _submitting(client: Client, connections: int, warm_up_s: float, second
 
 
 async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
-    """COUNT users at once: each submits on a connection of its own, and then watches until the answer is there.
+    """COUNT users at once: each submits on a connection of its own, and watches until the answer is there.
 
-    The connections are open before, as those of a service that calls another one are.
+    The connections are open before, as those of a service that calls another one are; the streams are opened when the
+    last POST is answered, so that each of the two is measured by itself.
     """
     connections = await _opened(client.at, count)
+    submissions = [client.submission(question(number)) for number in range(count)]
+    all_answered = asyncio.Barrier(count)
     began = time.monotonic()
     latencies_s: list[float] = []
     completed = errors = 0
@@ -94,9 +97,12 @@ async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
     async def ask(number: int) -> None:
         nonlocal completed, errors
         sent = time.monotonic()
-        answer = await connections[number].ask(client.submission(question(number)))
-        latencies_s.append(time.monotonic() - sent)
-        connections[number].close()
+        try:
+            answer = await connections[number].ask(submissions[number])
+            latencies_s.append(time.monotonic() - sent)
+        finally:
+            connections[number].close()
+            await all_answered.wait()
         if answer.status != ACCEPTED:
             errors += 1
             return
@@ -106,7 +112,8 @@ async def _bursting(client: Client, count: int, timeout_s: float) -> Posted:
         errors += watch.state != "completed"
 
     failed = await _all([ask(number) for number in range(count)], timeout_s)
-    return _posted(latencies_s, count, errors + failed, completed=completed, took_s=time.monotonic() - began)
+    took_s = time.monotonic() - began
+    return _posted(latencies_s, count, errors + failed, completed=completed, took_s=took_s)
 
 
 async def _waiting(at: SplitResult, count: int, timeout_s: float) -> Posted:
