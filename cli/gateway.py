@@ -18,6 +18,7 @@ from prometheus_client import start_http_server
 import flows
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
+from cli.memory import settle_memory
 from cli.objects import object_store
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.positions import GroupPositions
@@ -123,6 +124,7 @@ async def _serve(settings: Settings, keys: Keys, listening: socket.socket, *, un
         _stop_on_signals(stop)
         if until_stdin_closes:
             _stop_at_end_of_input(stop)
+        settle_memory()  # a burst makes enough objects for a full collection, which halts all streams
         await server.serve(sockets=[listening])
 
 
