@@ -21,7 +21,7 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import TestingSource, cluster_main
 
 from benchmarks.report import Aim, emit
-from cli.run import settle_memory
+from cli.memory import settle_memory
 from connectors.event_loop import EventLoop
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop

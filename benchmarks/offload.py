@@ -21,7 +21,7 @@ import click
 from bytewax.testing import cluster_main
 
 from benchmarks.report import Aim, emit
-from cli.run import settle_memory
+from cli.memory import settle_memory
 from connectors.event_loop import EventLoop
 from connectors.kafka.recovery import RecoveryDirectory
 from connectors.kafka.stop import Stop

@@ -1,6 +1,7 @@
 """What every benchmark prints: one JSON object with the figures, and with what they were measured on."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -45,6 +46,11 @@ def _gpu() -> str | None:
     command = [tool, "--query-gpu=name", "--format=csv,noheader"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # found on the PATH
     return found.stdout.strip() or None
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that `share` percent of the sorted ones do not exceed; 0 if there are none."""
+    return ordered[max(math.ceil(len(ordered) * share / 100) - 1, 0)] if ordered else 0.0
 
 
 def emit(bench: str, figures: Mapping[str, object], aims: Sequence[Aim], *, as_json: bool) -> None:

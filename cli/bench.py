@@ -10,6 +10,7 @@ BENCHMARKS = {
     "dedup": "benchmarks.dedup:dedup_bench",
     "embed": "benchmarks.embed:embed",
     "extract": "benchmarks.extract:extract",
+    "gateway": "benchmarks.gateway:gateway",
     "offload": "benchmarks.offload:offload",
     "retrieval": "benchmarks.retrieval:retrieval",
 }

@@ -17,6 +17,7 @@ import uvloop
 import flows
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
+from cli.memory import settle_memory
 from cli.metrics import serve_metrics
 from cli.objects import object_store
 from connectors.kafka.dead_letters import DeadLetters
@@ -122,6 +123,7 @@ async def _serve(settings: Settings, keys: Keys, listening: socket.socket, *, un
         _stop_on_signals(stop)
         if until_stdin_closes:
             _stop_at_end_of_input(stop)
+        settle_memory()  # a burst makes enough objects for a full collection, which halts all streams
         await server.serve(sockets=[listening])
 
 

@@ -1,6 +1,5 @@
 """`headrace run FLOW...`: run flows in this process until SIGTERM."""
 
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from bytewax.visualize import to_mermaid
 
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
+from cli.memory import settle_memory
 from cli.metrics import serve_metrics
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.cancellations import Cancellations
@@ -113,16 +113,6 @@ def run_flows(
         for each in runs:
             if each.failure is not None:
                 raise each.failure
-
-
-def settle_memory() -> None:
-    """Let the garbage collector look at what a flow makes, and seldom: by default it took 40 % of its CPU time.
-
-    Models, modules and the flow itself stay; messages hardly ever hold references in circles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def _recovery(name: str, settings: Settings) -> RecoveryDirectory:

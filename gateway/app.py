@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from gateway import accept, jobs, operations, problems
 from gateway.access import Access
-from gateway.keys import Authenticated
+from gateway.keys import HEADER, Authenticated
 from gateway.parts import Parts
 from gateway.problems import Problem, ProblemDetails, responses
 from schemas.documents import DocumentUploaded
@@ -46,7 +46,15 @@ class Health(BaseModel):
 
 def create_app(parts: Parts) -> FastAPI:
     """The application. Its parts are started and closed by whoever made them."""
-    app = FastAPI(title="Headrace", version=VERSION, description=_ABOUT, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Headrace",
+        version=VERSION,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        # It would look for OpenTelemetry at each request, and record what was sent where it is refused.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.state.keys = parts.keys
     found = jobs.Jobs(parts)
     for router in (accept.router(parts, found), jobs.router(parts, found), operations.router(parts), _about(parts)):
@@ -126,5 +134,16 @@ def _described(app: FastAPI) -> dict[str, Any]:
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         for name, schema in models.get("$defs", {}).items():
             schemas.setdefault(name, schema)
+        _describe_second_header(described)
         app.openapi_schema = described
     return app.openapi_schema
+
+
+def _describe_second_header(described: dict[str, Any]) -> None:
+    """Wherever a key is needed, it may come in either header."""
+    schemes = described["components"]["securitySchemes"]
+    schemes[HEADER.scheme_name] = HEADER.model.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for operations_of_path in described["paths"].values():
+        for operation in operations_of_path.values():
+            if "security" in operation:
+                operation["security"].append({HEADER.scheme_name: []})

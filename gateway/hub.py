@@ -84,6 +84,7 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._count = 0
         self._closed = False
+        self.behind_s = 0.0  # how old what the projection reads now is; it says so
 
     @property
     def watching(self) -> int:

@@ -34,6 +34,7 @@ _LOOK_S = 10.0  # for new topics and partitions
 _LOOK_FOR_MISSING_S = 1.0  # a topic may appear with its first record, which somebody waits for
 _PRUNE_S = 60.0
 _POLL_S = 0.1
+_GATHER_S = 0.005  # between two batches: one after the other as fast as they come would be a transaction per record
 _TIMEOUT_S = 2.0
 _AGAIN_S = 1.0  # after a failure that should not be
 
@@ -121,7 +122,9 @@ class Projection:
         prune_at = 0.0
         try:
             while not self._stop.is_set():
-                self._hub.publish(self._read_model.apply(following.records()))
+                records = following.records()
+                self._hub.behind_s = following.behind_s
+                self._hub.publish(self._read_model.apply(records))
                 if self._read_model.is_damaged:
                     raise _ReplacedError("its file is damaged")
                 self._failing = False
@@ -158,6 +161,8 @@ class _Following:
         self._assigned: set[_Place] = set()
         self._all_begun = False
         self._look_at = 0.0
+        self._gather_until = 0.0
+        self.behind_s = 0.0  # the age of the oldest record that came last
         self.caught_up = False  # for good, once all that was there at first is applied
         self._described: dict[str, Future[TopicDescription]] = {}
 
@@ -166,11 +171,15 @@ class _Following:
         self._consumer.close()
 
     def records(self) -> list[Record]:
-        """What has come: at once if there is anything, else after 0.1 s at most. What came before is applied."""
+        """What has come: at once if it was quiet before, else after 0.1 s at most. What came before is applied."""
         self.caught_up = self.caught_up or (self._all_begun and not self._behind)
         self._look()
         first = self._consumer.poll(_POLL_S)
-        messages = [] if first is None else [first, *self._consumer.consume(MOST - 1, timeout=0)]
+        if first is None:
+            self.behind_s = 0.0
+            return []
+        messages = [first, *self._consumer.consume(MOST - 1, timeout=max(self._gather_until - time.monotonic(), 0.0))]
+        self._gather_until = time.monotonic() + _GATHER_S
         records: list[Record] = []
         for message in messages:
             error = message.error()
@@ -178,6 +187,8 @@ class _Following:
                 records.append(record_of(message, headers=message.topic() in WITH_HEADERS))
             else:
                 self._judge(_place(message), error)
+        if records:
+            self.behind_s = (utc_now() - min(record.timestamp for record in records)).total_seconds()
         return records
 
     def _look(self) -> None:

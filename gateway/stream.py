@@ -26,7 +26,8 @@ from schemas.explanation import Standing
 HEARTBEAT_S = 15.0
 """Proxies give up on what is silent for 30 to 60 s."""
 GRACE_S = 2.0
-"""How long an end waits for what comes from other topics, such as the last piece of the text."""
+"""How long an end waits for what comes from other topics, such as the last piece of the text; longer by as much as the
+projection is behind."""
 LONG_AGO_S = 60.0
 """A job that ended that long ago, by the clocks of flows, has nothing more to come; far above what clocks differ by."""
 APPEAR_S = 0.5
@@ -56,8 +57,9 @@ class Said:
 class _Telling:
     """One watcher's place in a job's story."""
 
-    def __init__(self, job_id: str, after: Position) -> None:
+    def __init__(self, hub: Hub, job_id: str, after: Position) -> None:
         self.over = False
+        self._hub = hub
         self._job_id = job_id
         self._position = after
         self._state = Standing.ACCEPTED
@@ -92,7 +94,8 @@ class _Telling:
         elif change.settled or (utc_now() - change.updated_at).total_seconds() > LONG_AGO_S:
             self._ends_at = time.monotonic()
         elif self._ends_at is None:
-            self._ends_at = time.monotonic() + GRACE_S
+            behind_s = min(max(self._hub.behind_s, 0.0), LONG_AGO_S)  # clocks may differ
+            self._ends_at = time.monotonic() + GRACE_S + behind_s
 
 
 async def told(read_model: ReadModel, hub: Hub, job_id: str, after: Position) -> AsyncGenerator[Sequence[Said], None]:
@@ -100,7 +103,7 @@ async def told(read_model: ReadModel, hub: Hub, job_id: str, after: Position) ->
 
     Raises StreamEnds if the watcher has to come back with its position.
     """
-    telling = _Telling(job_id, after)
+    telling = _Telling(hub, job_id, after)
     with hub.watch(job_id) as watcher:
         so_far = await asyncio.to_thread(read_model.watched, job_id, after)
         changes: Sequence[Change] = () if so_far is None else (so_far,)

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -85,8 +86,11 @@ class Call:
 class LLMServer:
     """The server's state; `application()` serves it."""
 
-    def __init__(self, plan: Plan, record: Path | None = None) -> None:
+    def __init__(self, plan: Plan, record: Path | None = None, slots: int = sys.maxsize) -> None:
         self.plan = plan
+        self.most = 0  # calls answered at once, at most
+        self._slots = asyncio.Semaphore(slots)
+        self._answering = 0
         self.calls: list[Call] = []
         self.keys: list[str] = []  # the idempotency key of each call
         self.runner: web.AppRunner | None = None
@@ -102,6 +106,7 @@ class LLMServer:
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/health", self._health)
         app.router.add_get("/calls", self._list)
+        app.router.add_get("/load", self._load)
         app.router.add_put("/plan", self._change)
         app.router.add_put("/outage", self._refuse)
         return app
@@ -113,6 +118,10 @@ class LLMServer:
     async def _list(self, request: web.Request) -> web.Response:
         del request
         return web.json_response([asdict(call) for call in self.calls])
+
+    async def _load(self, request: web.Request) -> web.Response:
+        del request
+        return web.json_response({"calls": len(self.calls), "answering": self._answering, "most": self.most})
 
     async def _change(self, request: web.Request) -> web.Response:
         self.plan = replace(self.plan, **await request.json())
@@ -147,7 +156,7 @@ class LLMServer:
         self.called.set()
         self._write(call)
         try:
-            return await self._answer(request, call)
+            return await self._in_a_slot(request, call)
         except asyncio.CancelledError:
             call.outcome = "closed by the client"
             self.closed_early.set()
@@ -176,6 +185,15 @@ class LLMServer:
         if call.number <= self.plan.failures_before_success:
             return self.plan.first_fault
         return self._random.choice(self.plan.faults) if self._random.random() < self.plan.fault_share else None
+
+    async def _in_a_slot(self, request: web.Request, call: Call) -> web.StreamResponse:
+        async with self._slots:
+            self._answering += 1
+            self.most = max(self.most, self._answering)
+            try:
+                return await self._answer(request, call)
+            finally:
+                self._answering -= 1
 
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
         await asyncio.sleep(self._random.uniform(*self.plan.latency_s))
@@ -287,6 +305,7 @@ async def _main() -> None:
     parser.add_argument("--distinct", action="store_true")
     parser.add_argument("--always-tool", default=Plan.always_tool, metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slots", type=int, default=sys.maxsize, help="calls answered at once; more wait in order")
     options = parser.parse_args()
     plan = Plan(
         latency_s=tuple(options.latency_s),
@@ -296,7 +315,7 @@ async def _main() -> None:
         always_tool=options.always_tool,
         seed=options.seed,
     )
-    _, url = await serve(LLMServer(plan, options.record), options.port)
+    _, url = await serve(LLMServer(plan, options.record, options.slots), options.port)
     print(json.dumps({"url": url}), flush=True)  # noqa: T201  # the line that a parent waits for
     await asyncio.Event().wait()
 

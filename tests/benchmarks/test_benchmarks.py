@@ -1,12 +1,14 @@
 """Every benchmark runs, and prints one JSON object with the figures that it is known for."""
 
 import json
+import os
 
 import pytest
 
 from benchmarks.extract import FORMATS, recall
 from benchmarks.offload import ideal_s
 from tests.headrace_process import headrace
+from tests.kafka.apache_kafka import missing_tools
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,24 @@ def test_a_benchmark_prints_one_json_object(arguments: tuple[str, ...], figures:
     assert report["figures"].keys() >= figures
     assert report["hardware"].keys() >= {"cpu", "cores", "amx", "gpu"}
     assert all(aim.keys() == {"figure", "aim", "met"} for aim in report["aims"])
+
+
+@pytest.mark.kafka
+@pytest.mark.slow  # a broker, two gateways, a flow and its model: a minute
+def test_the_gateway_loses_nothing_under_a_small_load() -> None:
+    missing = missing_tools()
+    if missing is not None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    done = headrace("bench", "gateway", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert figures.keys() >= {"post_s", "post_p99_ms", "sse_p50_ms", "sse_p99_ms", "sse_kb_per_stream"}
+    assert figures.keys() >= {"burst_accept_p99_ms", "sync_burst_errors"}
+    assert figures["post_errors"] == 0
+    assert (figures["sse_lost"], figures["sse_repeated"]) == (0, 0)
+    assert figures["sse_resumed"] > 0
+    assert figures["burst_errors"] == 0
+    assert figures["burst_calls"] == figures["burst_completed"] == figures["burst_requests"]
 
 
 def test_the_ideal_begins_each_call_when_a_slot_is_free() -> None:

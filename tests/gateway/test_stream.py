@@ -85,6 +85,24 @@ def test_an_end_waits_for_what_comes_from_other_topics_but_not_for_ever(
     asyncio.run(watch())
 
 
+def test_an_end_waits_for_longer_while_the_projection_is_behind(
+    read_model: ReadModel, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "GRACE_S", 0.0)
+    hub.behind_s = 0.5
+    read_model.apply(records(ASKED, status("j", JobState.COMPLETED), delta("j", "c", 0)))
+
+    async def watch() -> list[Said]:
+        watching = asyncio.create_task(all_said(read_model, hub))
+        while not hub.watching:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        hub.publish(read_model.apply([record(delta("j", "c", 1, last=True), 1), record(result("j", "c"), 0)]))
+        return await watching
+
+    assert [said.event for said in asyncio.run(watch())][-3:] == ["delta", "result", "end"]
+
+
 def test_what_ended_long_ago_ends_at_once(read_model: ReadModel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "GRACE_S", 60.0)
     long_ago = utc_now() - timedelta(hours=1)
