@@ -148,10 +148,12 @@ class QdrantIndex(VectorIndex):
 
         last = len(ids) // _SHOW_POINTS * _SHOW_POINTS
         await self.show(collection, ids[:last], tenant=tenant, revision=revision)
-        wanted = models.Filter(must=[models.HasIdCondition(has_id=list(ids[last:]))])
-        showing = models.SetPayload(payload=shown(tenant, revision), filter=wanted)
         unwanted = models.FilterSelector(filter=_of_document(tenant, document_id, keep))
-        operations = (models.SetPayloadOperation(set_payload=showing), models.DeleteOperation(delete=unwanted))
+        operations: list[models.UpdateOperation] = [models.DeleteOperation(delete=unwanted)]
+        if ids[last:]:
+            wanted = models.Filter(must=[models.HasIdCondition(has_id=list(ids[last:]))])
+            showing = models.SetPayload(payload=shown(tenant, revision), filter=wanted)
+            operations.insert(0, models.SetPayloadOperation(set_payload=showing))
         with self._classed(collection):
             await self._client.batch_update_points(collection, operations, wait=True)
 
