@@ -77,7 +77,7 @@ def find(known: Sequence[Review], prefix: str) -> Review:
 
 @reviews.command("list")
 @click.option("--tenant", help="Of this tenant only.")
-@click.option("--all", "everything", is_flag=True, help="Those that are decided or expired as well.")
+@click.option("--all", "everything", is_flag=True, help="Those that are decided, expired or cancelled as well.")
 @_bootstrap
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per review.")
 def list_(tenant: str | None, bootstrap: str | None, *, everything: bool, as_json: bool) -> None:
@@ -155,6 +155,8 @@ def told(review: Review, now: datetime) -> Iterator[str]:
         yield f"{review.standing(now)} at {at(decided.decided_at)} UTC{by}{note}"
     elif review.standing(now) == "expired":
         yield "Nobody has decided in time: the job was given up"
+    elif review.standing(now) == "cancelled":
+        yield "The job was cancelled"
     else:
         until = "" if stopped.expires_at is None else f", until {at(stopped.expires_at)} UTC"
         yield f"Decide{until}:"

@@ -6,11 +6,13 @@ for jobs of its own tenant alone. Memory: at most MOST of the last week; beyond 
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from weakref import WeakSet
 
 import structlog
 
+from connectors.kafka.record import Record
 from schemas.cancellations import CancelRequested
 from schemas.event import utc_now
 
@@ -23,22 +25,17 @@ REMEMBERED = timedelta(days=7)
 """As long as requests.submitted and documents.uploaded are kept."""
 
 LOOK_S = 1.0
-"""How often what waits, for a budget, a person or a tool, looks whether it was cancelled: and is then in a snapshot."""
+"""How often what waits, for a budget, a person or a tool, looks whether it was cancelled; less often if much waits."""
+
+LOOK_BYTES_PER_S = 1_000_000
+"""Of all that waits in a process: whoever looks is then in a snapshot, whole, which is some four times as large."""
+
+WAITING_BYTES = 4_000
+"""Of a snapshot, for what waits, besides its message."""
 
 NO_REASON = "no reason given"
 
 Told = Callable[[str], None]
-
-
-class Lookout:
-    """When what waits looks next; by the clock of the engine, which wakes it."""
-
-    def __init__(self) -> None:
-        self.at = 0.0  # Unix seconds
-
-    def looked(self) -> None:
-        """That was now."""
-        self.at = time.time() + LOOK_S
 
 
 class Cancellations:
@@ -49,6 +46,7 @@ class Cancellations:
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], tuple[datetime, str]] = {}  # in the order in which they came
         self._watchers: dict[tuple[str, str], list[Told]] = {}
+        self._lookouts: WeakSet[Lookout] = WeakSet()  # of those for which something waits
 
     def add(self, cancelled: CancelRequested, at: datetime | None = None) -> None:
         """A job was cancelled, at the time of its message; the first reason stays."""
@@ -95,3 +93,30 @@ class Cancellations:
                 watchers.remove(told)
             if not watchers:
                 self._watchers.pop(job, None)
+
+    def waiting_bytes(self, lookout: "Lookout") -> int:
+        """Of all lookouts, of which this one has changed."""
+        with self._lock:
+            if lookout.waiting_bytes:
+                self._lookouts.add(lookout)
+            else:
+                self._lookouts.discard(lookout)
+            return sum(each.waiting_bytes for each in self._lookouts)
+
+
+class Lookout:
+    """When what waits looks next; by the clock of the engine, which wakes it."""
+
+    def __init__(self, cancellations: Cancellations) -> None:
+        self._cancellations = cancellations
+        self._looked_at = 0.0  # Unix seconds
+        self.waiting_bytes = 0
+
+    def looked(self) -> None:
+        """That was now."""
+        self._looked_at = time.time()
+
+    def next_at(self, waiting: Iterable[Record]) -> float:
+        """Unix seconds; for the messages that wait now."""
+        self.waiting_bytes = sum(len(record.value or b"") + WAITING_BYTES for record in waiting)
+        return self._looked_at + max(LOOK_S, self._cancellations.waiting_bytes(self) / LOOK_BYTES_PER_S)

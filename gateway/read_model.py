@@ -253,7 +253,7 @@ class ReadModel:
         where.equal(**{"r.tenant": tenant, "r.job_id": job_id})
         if state not in {None, "all"}:
             where.holds(f"{_STANDING} = ?", micros(utc_now()), state)
-        found = self._rows(_REVIEWS, where, "ORDER BY requested_us DESC, r.review_id DESC", limit)
+        found = self._rows(_REVIEWS, where, "ORDER BY r.requested_us DESC, r.review_id DESC", limit)
         return [_review(each) for each in found]
 
     def review(self, review_id: str) -> Review | None:
@@ -340,12 +340,13 @@ class _Where:
 
 
 _REVIEWS = (
-    "SELECT r.event, d.event FROM reviews r "
-    "LEFT JOIN decisions d ON (d.review_id, d.job_id, d.root_job_id) = (r.review_id, r.job_id, r.root_job_id)"
+    "SELECT r.event, d.event, c.job_id FROM reviews r "
+    "LEFT JOIN decisions d ON (d.review_id, d.job_id, d.root_job_id) = (r.review_id, r.job_id, r.root_job_id) "
+    "LEFT JOIN cancels c ON (c.job_id, c.tenant) = (r.job_id, r.tenant)"
 )
 _STANDING = (
     "CASE WHEN d.decision = 'approve' THEN 'approved' WHEN d.decision = 'reject' THEN 'rejected' "
-    "WHEN expires_us <= ? THEN 'expired' ELSE 'open' END"
+    "WHEN c.job_id IS NOT NULL THEN 'cancelled' WHEN expires_us <= ? THEN 'expired' ELSE 'open' END"
 )
 _LETTERS_FROM = "FROM letters l LEFT JOIN redriven USING (letter_id)"
 _LETTERS = f"SELECT l.event, redriven_us, l.topic, l.partition, l.offset {_LETTERS_FROM}"
@@ -408,9 +409,9 @@ def _told(db: sqlite3.Connection, job_id: str, after: Position) -> Iterator[Told
 
 
 def _review(row: Sequence[object]) -> Review:
-    requested, decided = row
+    requested, decided, cancelled = row
     decision = None if decided is None else ReviewDecided.model_validate_json(_bytes(decided))
-    return Review(ReviewRequested.model_validate_json(_bytes(requested)), decision)
+    return Review(ReviewRequested.model_validate_json(_bytes(requested)), decision, cancelled is not None)
 
 
 def _letter(row: Sequence[object]) -> FoundLetter:

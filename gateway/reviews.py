@@ -62,8 +62,8 @@ class ReviewShown(ReviewRequested):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    standing: Literal["open", "expired", "approved", "rejected"] = Field(description="What became of it.")
-    decided: ReviewDecided | None = Field(description="The decision; null while it is open, and if it has expired.")
+    standing: Literal["open", "expired", "cancelled", "approved", "rejected"] = Field(description="What became of it.")
+    decided: ReviewDecided | None = Field(description="The decision; null while it is open, and if there was none.")
 
 
 class ReviewWithPrompt(ReviewShown):

@@ -137,7 +137,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._step = step
         self._changed: BudgetChanged | None = None
         self._began = False
-        self._lookout = Lookout()
+        self._lookout = Lookout(step.cancellations)
         self._deferred: deque[_Deferred[X]] = deque()
         self._resume_at: float | None = None  # when the first of them may have room
         if resume is None:
@@ -329,11 +329,12 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         )
 
     def notify_at(self) -> datetime | None:
+        look_at = self._lookout.next_at(each.envelope.record for each in self._deferred)
         if not self._deferred:
             return None
         deadlines = (each.envelope.job.deadline for each in self._deferred)
         moments = [deadline.timestamp() for deadline in deadlines if deadline is not None]
-        moments.append(self._lookout.at)
+        moments.append(look_at)
         moments += [] if self._resume_at is None else [self._resume_at]
         return at_unix(min(moments))
 

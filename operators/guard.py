@@ -207,7 +207,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._name = name
         self._policy = policy
         self._cancellations = cancellations
-        self._lookout = Lookout()
+        self._lookout = Lookout(cancellations)
         self._clock = clock
         self._roots: dict[str, Root] = {}
         self._held: dict[str, _Held] = {}  # by review id
@@ -399,8 +399,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 del self._roots[root_id]
 
     def notify_at(self) -> datetime | None:
+        look_at = self._lookout.next_at(held.envelope.record for held in self._held.values())
         moments = [held.expires_at for held in self._held.values()]
-        moments += [self._lookout.at] if self._held else []
+        moments += [look_at] if self._held else []
         moments += [at + EARLY_S for at, _ in self._early.values()]
         return at_unix(min(moments) + 0.001) if moments else None
 

@@ -31,7 +31,7 @@ INDEX = OffloadPolicy(
     backlog=64,
     timeout_s=60.0,
     keep_key_order=True,
-    cancellable=False,  # between the switch and the end readers see both versions
+    cancellable=False,  # once it is switched, the new version is what readers find
 )
 DELETED = "deleted"
 """The version of a document that is no more."""
@@ -80,8 +80,9 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
 
     It is written to the collection of its model.
 
-    Write new, verify, switch, delete old: what readers find never is less than the old version, whatever fails in
-    between, and each step may be repeated. New points are hidden until the switch; those of unchanged text stay.
+    Write new, verify, switch: what readers find never is less than the old version, whatever fails in between, and each
+    step may be repeated. New points are hidden until the switch, which deletes the old ones; those of unchanged text
+    stay, and are said to be of this version last.
     """
     name, revision = held_in(document.collection, document.model), document.revision or 0
     of_document = {"tenant": document.tenant, "document_id": document.document_id}
@@ -103,9 +104,10 @@ async def replace_document(document: DocumentEmbedded, vectors: VectorIndex) -> 
     missing = sum(point.id not in written for point in fresh)
     if missing:
         raise Retryable(f"the index lost {missing} of {len(fresh)} points of document {document.document_id}")
-    await vectors.show(name, [point.id for point in fresh if point.visible], tenant=document.tenant, revision=revision)
+    shown = [point.id for point in fresh if point.visible]
+    keep = frozenset(point.id for point in wanted)
+    await vectors.switch(name, shown, **of_document, revision=revision, keep=keep)
     await vectors.upsert(name, [point for point in wanted if point.id in found_already])
-    await vectors.delete_document(name, **of_document, keep=frozenset(point.id for point in wanted))
     detached = (delete_of_attachment(document, revision, place) for place in range(document.children, attached))
     indexed = _indexed(document, sum(point.visible for point in wanted), superseded=False)
     return Replaced(indexed, (*document.attached, *detached))

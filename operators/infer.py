@@ -317,8 +317,11 @@ def _carrying(envelope: Envelope[Answer], body: type[A]) -> Envelope[A] | None:
 
 
 def _same(envelope: Envelope[RetrievedRequest]) -> str:
-    """Until the same time, too: what ends at one deadline must not end a message that has a later one."""
-    return f"{envelope.job.deadline}/{asks_of(envelope)}"
+    """Until the same time, too: what ends at one deadline must not end a message that has a later one.
+
+    And for the same tenant: another one's request under this id is to be refused, not to end with this one.
+    """
+    return f"{envelope.job.deadline}/{asks_of(envelope)}/{envelope.job.tenant}"
 
 
 def _call_id(envelope: Envelope[RetrievedRequest]) -> str:

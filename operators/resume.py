@@ -100,7 +100,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     ) -> None:
         self._name = name
         self._cancellations = cancellations
-        self._lookout = Lookout()
+        self._lookout = Lookout(cancellations)
         self._policy = policy
         self._clock = clock
         self._open: dict[str, _Open] = {}  # by call id
@@ -221,8 +221,9 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         return max(call.envelope.body.answer_until.timestamp(), call.seen_at + self._policy.grace_s)
 
     def notify_at(self) -> datetime | None:
+        look_at = self._lookout.next_at(call.envelope.record for call in self._open.values())
         moments = [self._due(call) for call in self._open.values()]
-        moments += [self._lookout.at] if self._open else []
+        moments += [look_at] if self._open else []
         moments += [at + EARLY_S for at, _ in self._early.values()]
         return at_unix(min(moments)) if moments else None
 

@@ -25,6 +25,11 @@ class PassingIndex(VectorIndex):
     ) -> None:
         await self.inner.delete_document(collection, tenant=tenant, document_id=document_id, keep=keep)
 
+    async def switch(
+        self, collection: str, ids: Sequence[str], *, tenant: str, document_id: str, revision: int, keep: frozenset[str]
+    ) -> None:
+        await self.inner.switch(collection, ids, tenant=tenant, document_id=document_id, revision=revision, keep=keep)
+
     async def states(self, collection: str, *, tenant: str, document_id: str) -> tuple[PointState, ...]:
         return await self.inner.states(collection, tenant=tenant, document_id=document_id)
 

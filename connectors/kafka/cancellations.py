@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pydantic import ValidationError
 
 from connectors.cancellations import Cancellations
-from connectors.kafka.client import ConnectionErrors, base_config, record_of
+from connectors.kafka.client import MISSING_TOPIC, ConnectionErrors, base_config, record_of
 from schemas.cancellations import CancelRequested
 from schemas.topics import topic_of
 
@@ -80,7 +80,10 @@ class CancellationReader:
         """Read partitions that are new."""
         if time.monotonic() < self._look_at:
             return
-        found = self._consumer.list_topics(TOPIC, timeout=_METADATA_S).topics[TOPIC].partitions
+        metadata = self._consumer.list_topics(TOPIC, timeout=_METADATA_S).topics[TOPIC]
+        if metadata.error is not None and metadata.error.code() not in MISSING_TOPIC:
+            raise KafkaException(metadata.error)  # it may not be read, or not yet: there may be cancellations
+        found = metadata.partitions
         self._look_at = time.monotonic() + (_REFRESH_S if found else _LOOK_S)
         fresh = [partition for partition in found if partition not in self._reading]
         if fresh:

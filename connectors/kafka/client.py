@@ -39,6 +39,9 @@ TRANSIENT = frozenset(
 )
 
 
+MISSING_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})  # noqa: SLF001  # same
+
+
 class ConnectionErrors:
     """Takes a client's connection errors. librdkafka reconnects by itself, so each outage is one warning every 30 s.
 

@@ -10,7 +10,15 @@ from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
+from connectors.kafka.client import (
+    MISSING_TOPIC,
+    TRANSIENT,
+    ConnectionErrors,
+    base_config,
+    cause,
+    record_of,
+    watermarks,
+)
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
@@ -110,8 +118,7 @@ class TopicReader:
             metadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
         except KafkaException as error:
             raise self._unreachable(cause(error)) from error
-        missing = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001  # librdkafka's own codes are spelled so
-        if metadata.error is not None and metadata.error.code() not in missing:
+        if metadata.error is not None and metadata.error.code() not in MISSING_TOPIC:
             raise Fatal(f"topic {topic} cannot be read at {self._bootstrap}: {metadata.error.str()}")
         return sorted(metadata.partitions)
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import Record
+from schemas.cancellations import CancelRequested
 from schemas.errors import Fatal
 from schemas.event import JobEvent
 from schemas.requests import RequestSubmitted
@@ -23,15 +24,18 @@ Decision = Literal["approve", "reject"]
 
 @dataclass(frozen=True)
 class Review:
-    """One stop of a job, and the first decision for it, which counts."""
+    """One stop of a job, and the first decision for it, which counts; or that nobody wants the job any more."""
 
     requested: ReviewRequested
     decided: ReviewDecided | None = None
+    cancelled: bool = False
 
     def standing(self, now: datetime) -> str:
-        """`open`, `expired`, or how it was decided."""
+        """`open`, `expired`, `cancelled`, or how it was decided."""
         if self.decided is not None:
             return "approved" if self.decided.decision == "approve" else "rejected"
+        if self.cancelled:
+            return "cancelled"
         expires_at = self.requested.expires_at
         return "expired" if expires_at is not None and expires_at <= now else "open"
 
@@ -39,15 +43,22 @@ class Review:
 def read_reviews(bootstrap: str, config: Mapping[str, str] | None = None) -> list[Review]:
     """All reviews, the oldest first. Raises Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
     with TopicReader(bootstrap, config) as reader:
-        return reviews_of(_events(reader, ReviewRequested), _events(reader, ReviewDecided))
+        cancels = _events(reader, CancelRequested) if reader.exists(topic_of(CancelRequested).name) else []
+        return reviews_of(_events(reader, ReviewRequested), _events(reader, ReviewDecided), cancels)
 
 
-def reviews_of(requested: Iterable[ReviewRequested], decisions: Iterable[ReviewDecided]) -> list[Review]:
+def reviews_of(
+    requested: Iterable[ReviewRequested], decisions: Iterable[ReviewDecided], cancels: Iterable[CancelRequested] = ()
+) -> list[Review]:
     """Each stop with its decision, the oldest first; a decision that names another job is none, as for the guard."""
+    cancelled = {(cancel.tenant, cancel.job_id) for cancel in cancels}
     decided: dict[tuple[str, str, str], ReviewDecided] = {}
     for decision in sorted(decisions, key=lambda each: each.decided_at):
         decided.setdefault(_named(decision), decision)
-    reviews = {each.review_id: Review(each, decided.get(_named(each))) for each in requested}
+    reviews = {
+        each.review_id: Review(each, decided.get(_named(each)), (each.tenant, each.job_id) in cancelled)
+        for each in requested
+    }
     return sorted(reviews.values(), key=lambda each: (each.requested.requested_at, each.requested.review_id))
 
 

@@ -126,8 +126,7 @@ class EdgeIndex(VectorIndex):
             opened = self._find(collection)
             if opened is None:
                 raise missing_collection(collection)
-            wanted = edge.Filter(must=[edge.HasIdCondition(set(ids))])
-            opened.shard.update(edge.UpdateOperation.set_payload_by_filter(wanted, shown(tenant, revision)))
+            opened.shard.update(_showing(ids, tenant, revision))
             return opened.shard
 
         if ids:
@@ -142,11 +141,26 @@ class EdgeIndex(VectorIndex):
             opened = self._find(collection)
             if opened is None:
                 return None
-            unwanted = _of_document(tenant, document_id, keep=keep)
-            opened.shard.update(edge.UpdateOperation.delete_points_by_filter(unwanted))
+            opened.shard.update(_deleting(tenant, document_id, keep))
             return opened.shard
 
         await self._write(delete)
+
+    async def switch(
+        self, collection: str, ids: Sequence[str], *, tenant: str, document_id: str, revision: int, keep: frozenset[str]
+    ) -> None:
+        """Two operations of the engine's log, one right after the other."""
+
+        def switch() -> edge.EdgeShard:
+            opened = self._find(collection)
+            if opened is None:
+                raise missing_collection(collection)
+            if ids:
+                opened.shard.update(_showing(ids, tenant, revision))
+            opened.shard.update(_deleting(tenant, document_id, keep))
+            return opened.shard
+
+        await self._write(switch)
 
     async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
         """The nearest of all of the tenant's points: the search is exact."""
@@ -424,6 +438,15 @@ def _classed(action: str) -> Iterator[None]:
 
 def _equals(name: str, value: str) -> edge.FieldCondition:
     return edge.FieldCondition(name, match=edge.MatchValue(value))
+
+
+def _showing(ids: Sequence[str], tenant: str, revision: int) -> edge.UpdateOperation:
+    wanted = edge.Filter(must=[edge.HasIdCondition(set(ids))])
+    return edge.UpdateOperation.set_payload_by_filter(wanted, shown(tenant, revision))
+
+
+def _deleting(tenant: str, document_id: str, keep: frozenset[str]) -> edge.UpdateOperation:
+    return edge.UpdateOperation.delete_points_by_filter(_of_document(tenant, document_id, keep=keep))
 
 
 def _of_document(tenant: str, document_id: str, *, keep: frozenset[str] = frozenset()) -> edge.Filter:

@@ -83,6 +83,12 @@ class VectorIndex(Protocol):
         """Delete the points of one tenant's document, except those whose ids are in `keep`."""
         ...
 
+    async def switch(
+        self, collection: str, ids: Sequence[str], *, tenant: str, document_id: str, revision: int, keep: frozenset[str]
+    ) -> None:
+        """Both, `show` and `delete_document`, as one write: this process cannot end in between."""
+        ...
+
     async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
         """The `limit` nearest visible points of that tenant, best first; empty if the collection does not exist."""
         ...

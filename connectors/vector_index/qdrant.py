@@ -136,10 +136,26 @@ class QdrantIndex(VectorIndex):
 
         if await self._find(collection) is None:
             return
-        wanted = _of_document(tenant, document_id)
-        wanted.must_not = [models.HasIdCondition(has_id=sorted(keep))]
+        unwanted = models.FilterSelector(filter=_of_document(tenant, document_id, keep))
         with self._classed(collection):
-            await self._client.delete(collection, models.FilterSelector(filter=wanted), wait=True)
+            await self._client.delete(collection, unwanted, wait=True)
+
+    async def switch(
+        self, collection: str, ids: Sequence[str], *, tenant: str, document_id: str, revision: int, keep: frozenset[str]
+    ) -> None:
+        """In one request; 4,096 points of a larger document per request, the last of which deletes."""
+        from qdrant_client import models
+
+        last = len(ids) // _SHOW_POINTS * _SHOW_POINTS
+        await self.show(collection, ids[:last], tenant=tenant, revision=revision)
+        unwanted = models.FilterSelector(filter=_of_document(tenant, document_id, keep))
+        operations: list[models.UpdateOperation] = [models.DeleteOperation(delete=unwanted)]
+        if ids[last:]:
+            wanted = models.Filter(must=[models.HasIdCondition(has_id=list(ids[last:]))])
+            showing = models.SetPayload(payload=shown(tenant, revision), filter=wanted)
+            operations.insert(0, models.SetPayloadOperation(set_payload=showing))
+        with self._classed(collection):
+            await self._client.batch_update_points(collection, operations, wait=True)
 
     async def search(self, collection: str, vector: bytes, *, tenant: str, limit: int) -> tuple[Hit, ...]:
         """The nearest of the tenant's points; approximate where the server has built an HNSW graph."""
@@ -325,10 +341,11 @@ def _where(**equal: str) -> "models.Filter":
     )
 
 
-def _of_document(tenant: str, document_id: str) -> "models.Filter":
-    """Its points, the hidden ones included."""
+def _of_document(tenant: str, document_id: str, but: frozenset[str] = frozenset()) -> "models.Filter":
+    """Its points, the hidden ones included, except those."""
     from qdrant_client import models
 
     wanted = _where(document_id=document_id)
     either = (_where(**{TENANT: tenant}), _where(**{HIDDEN_TENANT: tenant}))
-    return models.Filter(must=wanted.must, should=list(either))
+    others = [models.HasIdCondition(has_id=sorted(but))] if but else None
+    return models.Filter(must=wanted.must, should=list(either), must_not=others)

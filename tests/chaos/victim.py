@@ -144,8 +144,10 @@ class MortalIndex(PassingIndex):
         await super().upsert(collection, points)
         self._killer.passing("after-upsert")
 
-    async def show(self, collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
-        await super().show(collection, ids, tenant=tenant, revision=revision)
+    async def switch(
+        self, collection: str, ids: Sequence[str], *, tenant: str, document_id: str, revision: int, keep: frozenset[str]
+    ) -> None:
+        await super().switch(collection, ids, tenant=tenant, document_id=document_id, revision=revision, keep=keep)
         self._killer.passing("after-show")
 
 

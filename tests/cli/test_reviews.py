@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from cli.reviews import reviews
 from connectors.kafka.reviews import reviews_of
+from schemas.cancellations import CancelRequested
 from schemas.event import utc_now
 from schemas.reviews import ReviewDecided, ReviewRequested
 
@@ -50,3 +51,16 @@ def test_a_decision_that_names_another_job_or_root_blocks_nothing_and_the_first_
     assert [each.standing(now) for each in reviews_of([requested], strangers)] == ["open"]
     made = [*strangers, decided(4, "approve"), decided(3, "reject")]
     assert [each.standing(now) for each in reviews_of([requested], made)] == ["rejected"]
+
+
+def test_the_review_of_a_cancelled_job_is_over_if_its_own_tenant_has_cancelled_it() -> None:
+    stop = {"job_id": "j", "tenant": "acme", "root_job_id": "root", "review_id": ID, "limit": "age", "value": 2}
+    requested = ReviewRequested.model_validate(
+        stop | {"allowed": 1, "reason": "old", "depth": 1, "prompt_chars": 1, "origin": "t/0/0"}
+    )
+
+    def standing(tenant: str) -> list[str]:
+        cancels = [CancelRequested(job_id="j", tenant=tenant)]
+        return [each.standing(utc_now()) for each in reviews_of([requested], [], cancels)]
+
+    assert (standing("acme"), standing("rival")) == (["cancelled"], ["open"])

@@ -1,12 +1,16 @@
 """What a process knows of cancelled jobs."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from connectors import cancellations
-from connectors.cancellations import Cancellations
+from connectors.cancellations import LOOK_S, Cancellations, Lookout
+from connectors.kafka.record import Record
 from schemas.cancellations import CancelRequested
+from schemas.requests import RequestSubmitted
+from tests.memory_topics import record
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -71,3 +75,20 @@ def test_of_too_many_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -
     for n in range(5):
         known.add(cancel(f"j{n}"))
     assert [n for n in range(5) if known.of("acme", f"j{n}") is not None] == [2, 3, 4]
+
+
+def test_the_more_waits_in_a_process_the_more_seldom_it_looks() -> None:
+    known = Cancellations()
+    one, other = Lookout(known), Lookout(known)
+    one.looked()
+    now = time.time()
+
+    def waiting(count: int) -> list[Record]:
+        return [record(RequestSubmitted(job_id="j", prompt="x" * 100_000))] * count
+
+    assert one.next_at(waiting(1)) - now < LOOK_S + 0.1
+    assert 9.0 < one.next_at(waiting(100)) - now < 15.0  # 10 MB
+    other.next_at(waiting(100))
+    assert 18.0 < one.next_at(waiting(100)) - now < 30.0
+    other.next_at([])
+    assert one.next_at(waiting(1)) - now < LOOK_S + 0.1

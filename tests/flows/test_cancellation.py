@@ -374,3 +374,21 @@ def test_who_wants_to_be_told_of_a_cancelled_job_is_told_of_one_end(installation
         ends = [status for status in process.statuses() if status.state is JobState.CANCELLED]
     assert {each.callback_url for each in ends} == {"https://example.org/hook"}
     assert len({each.end_id for each in ends} - {None}) == 1
+
+
+def test_another_tenants_request_under_the_same_id_is_refused_and_does_not_end_with_the_cancelled_job(
+    installation: Installation,
+) -> None:
+    installation.policy = answer.AnswerPolicy(inference=replace(QUICK, capacity=2))
+    model = Model()
+    with installation.running(model) as process:
+        process.ask()
+        wait_for("the call", lambda: model.calls["j"])
+        process.ask(tenant="rival")
+        wait_for("its refusal", process.topics.dead_letters)
+        process.cancel()
+        process.wait_for_state(JobState.CANCELLED)
+    (letter,) = process.topics.dead_letters()
+    assert (letter.tenant, letter.ends_job) == ("rival", False)
+    assert "belongs to another request" in letter.message
+    assert [status.tenant for status in process.statuses() if status.state is JobState.CANCELLED] == ["acme"]

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from bytewax.errors import BytewaxRuntimeError
 
 from schemas.cancellations import CancelRequested
 from schemas.documents import DocumentUploaded
+from schemas.errors import Fatal
 from schemas.jobs import JobState
 from tests.flows.mill import Mill
 from tests.memory_topics import MemoryTopics
@@ -58,14 +60,33 @@ def test_a_version_that_is_cancelled_while_it_is_written_is_written_whole(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mill.ingest(upload("former", "One."))
-    show = mill.vectors.show
+    switch = mill.vectors.switch
 
-    async def show_and_cancel(*arguments: Any, **fields: Any) -> None:
-        await show(*arguments, **fields)
+    async def switch_and_cancel(*arguments: Any, **fields: Any) -> None:
+        await switch(*arguments, **fields)
         cancel(mill, "j")
-        await asyncio.sleep(0.05)  # the cancellation is known; the former version is not deleted yet
+        await asyncio.sleep(0.05)  # the cancellation is known
 
-    monkeypatch.setattr(mill.vectors, "show", show_and_cancel)
+    monkeypatch.setattr(mill.vectors, "switch", switch_and_cancel)
     topics = mill.ingest(upload("j", "Two.", revision=2))
     assert ends(topics, "j") == [(JobState.COMPLETED, None)]
+    assert mill.texts("d") == ["Two."]
+
+
+def test_a_version_whose_flow_died_after_the_switch_and_that_is_cancelled_then_is_the_only_one(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mill.ingest(upload("former", "One."))
+    switch = mill.vectors.switch
+
+    async def switch_and_die(*arguments: Any, **fields: Any) -> None:
+        await switch(*arguments, **fields)
+        raise Fatal("the flow dies")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(mill.vectors, "switch", switch_and_die)
+        with pytest.raises(BytewaxRuntimeError):
+            mill.ingest(upload("j", "Two.", revision=2))
+    cancel(mill, "j")
+    assert ends(mill.ingest(), "j") == [(JobState.CANCELLED, "a mistake")]
     assert mill.texts("d") == ["Two."]

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from connectors.kafka.client import record_of
+from schemas.cancellations import CancelRequested
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
 from schemas.reviews import ReviewDecided, ReviewRequested
@@ -133,6 +134,20 @@ def test_an_expired_review_is_over(gateway: Gateway) -> None:
     review = stopped(gateway, expires_at=utc_now() - timedelta(seconds=1))
     status, problem = gateway.ask("POST", f"/reviews/{review.review_id}/approve")
     assert (status, problem["detail"]) == (409, "this review is expired already")
+
+
+def test_the_review_of_a_cancelled_job_is_over(gateway: Gateway) -> None:
+    review, other = stopped(gateway, "canceller"), stopped(gateway, "canceller")
+    gateway.publish(CancelRequested(job_id=review.job_id, tenant="canceller"))
+    gateway.publish(CancelRequested(job_id=other.job_id, tenant="acme"))  # means nothing
+
+    def listed() -> list[str]:
+        return [each["review_id"] for each in gateway.get("/reviews", tenant="canceller")["reviews"]]
+
+    gateway.eventually("it to be over", lambda: listed() == [other.review_id])
+    assert gateway.get(f"/reviews/{review.review_id}")["standing"] == "cancelled"
+    status, problem = gateway.ask("POST", f"/reviews/{review.review_id}/approve")
+    assert (status, problem["detail"]) == (409, "this review is cancelled already")
 
 
 def test_another_tenants_review_does_not_exist(gateway: Gateway) -> None:

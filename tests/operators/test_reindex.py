@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,15 +178,15 @@ def test_a_write_that_ends_long_after_the_switch_is_found_under_the_new_model(in
     async def run() -> None:
         vectors, old, new = index(), Model("old"), Model("new")
         await filled(vectors, old)
-        began, switched, show = asyncio.Event(), asyncio.Event(), vectors.show
+        began, switched, switch = asyncio.Event(), asyncio.Event(), vectors.switch
 
-        async def slow(collection: str, ids: Sequence[str], *, tenant: str, revision: int) -> None:
+        async def slow(collection: str, ids: Sequence[str], **fields: Any) -> None:
             if collection == OLD:
                 began.set()
                 await switched.wait()
-            await show(collection, ids, tenant=tenant, revision=revision)
+            await switch(collection, ids, **fields)
 
-        vectors.show = slow  # type: ignore[method-assign]
+        vectors.switch = slow  # type: ignore[method-assign]
         document = await embed_again(version("late", 9, "four"), old)
         spaces = IndexedSpaces(vectors, [lambda: old, lambda: new])
         writing = asyncio.create_task(place_document(document, vectors, spaces))
@@ -209,13 +210,13 @@ def test_a_delete_that_was_cut_short_is_copied_as_a_delete_and_does_not_hold_the
     async def run() -> None:
         vectors, old, new = index(), Model("old"), Model("new")
         await filled(vectors, old)
-        delete, vectors.delete_document = vectors.delete_document, gone  # type: ignore[method-assign]
+        switch, vectors.switch = vectors.switch, gone  # type: ignore[method-assign]
         with pytest.raises(Retryable, match="killed"):
             await write(vectors, old, "a", 5)
         work = Reindex("documents", new, vectors, silent, settle_s=0.0)
         with pytest.raises(Retryable, match="killed"):
             await work.run()  # which is cut short in the same place, in the new collection
-        vectors.delete_document = delete  # type: ignore[method-assign]
+        vectors.switch = switch  # type: ignore[method-assign]
         assert await work.run()
         assert await texts(vectors, new) == {"three": "b"}
         await vectors.close()

@@ -1,8 +1,11 @@
 """Cancellations on a broker, to the process that reads them."""
 
 from time import monotonic
+from types import SimpleNamespace
 
 import pytest
+from confluent_kafka import KafkaError
+from structlog.testing import capture_logs
 
 from connectors.cancellations import Cancellations
 from connectors.kafka.cancellations import TOPIC, CancellationReader
@@ -45,6 +48,28 @@ def test_a_missing_topic_holds_up_nothing_and_is_found_once_it_is_there(monkeypa
             assert monotonic() - began < 10.0
             cancel(kafka.bootstrap, "j")
             wait_for("the cancellation", lambda: known.of("default", "j"), 10.0)
+
+
+def test_a_topic_that_may_not_be_read_does_not_pass_for_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
+            del timeout
+            error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            return SimpleNamespace(topics={topic: SimpleNamespace(error=error, partitions={})})
+
+        def close(self) -> None:
+            return None
+
+    monkeypatch.setattr("connectors.kafka.cancellations.Consumer", lambda _config: Refused())
+    with (
+        capture_logs() as logs,
+        CancellationReader("localhost:1", None, Cancellations()) as reader,
+    ):
+        reader.wait(0.3)
+    assert [each["event"].split(";")[0] for each in logs] == [
+        "cancellations cannot be read",
+        "cancellations are not read to their end yet",
+    ]
 
 
 def test_a_broker_that_is_gone_stops_neither_the_start_nor_the_end() -> None:

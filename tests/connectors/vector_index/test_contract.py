@@ -216,6 +216,27 @@ def test_hidden_points_are_found_by_nobody_until_they_are_shown(
     asyncio.run(scenario())
 
 
+def test_a_switch_shows_one_version_and_deletes_the_others(
+    new_index: NewIndex, collection: str, point: MakePoint
+) -> None:
+    async def scenario() -> None:
+        async with opened(new_index, collection) as index:
+            await index.upsert(collection, [point(n) for n in (0, 1)])
+            await index.upsert(collection, [point(0, tenant="zenith")])
+            await index.upsert(collection, [replace(point(n), visible=False) for n in (2, 3, 4)])
+            shown, keep = [point(2).id, point(3).id], frozenset(point(n).id for n in (1, 2, 3))
+            report = {"tenant": "acme", "document_id": "report"}
+            await index.switch(collection, shown, **report, revision=3, keep=keep)
+            found = await index.list_document(collection, **report)
+            assert [(each.ordinal, each.revision) for each in found] == [(1, 0), (2, 3), (3, 3)]
+            assert len(await index.states(collection, **report)) == 3
+            assert await index.count(collection) == 4
+            await index.switch(collection, [], **report, revision=4, keep=frozenset())
+            assert await index.count(collection) == 1
+
+    asyncio.run(scenario())
+
+
 def test_states_of_a_large_document_come_whole_and_of_that_tenant_only(
     new_index: NewIndex, collection: str, point: MakePoint
 ) -> None:
