@@ -68,6 +68,11 @@ def gateway(host: str | None, port: int | None, bootstrap: str | None, *, until_
             f"HEADRACE_GATEWAY_HOST={settings.gateway_host}: without API keys the gateway serves loopback alone; make "
             "one with `headrace keys create TENANT`, and set HEADRACE_API_KEYS"
         )
+    if not keys and "*" in settings.cors_origins:
+        raise click.UsageError(
+            "HEADRACE_CORS_ORIGINS=*: without API keys any page in this machine's browser could read everything; "
+            "name the origins"
+        )
     bootstrap_of(settings)
     listening = _listen(settings.gateway_host, settings.gateway_port)
     serve_metrics(settings)

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -30,6 +30,7 @@ class ReadModelFile:
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._making = Lock()
         self.is_damaged = False  # somebody has found it so
+        was_ours = Path(f"{path}.lock").exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
@@ -37,7 +38,21 @@ class ReadModelFile:
             raise Fatal(f"the read model {path} is another gateway's; give each a file: HEADRACE_READ_MODEL") from error
         except OSError as error:
             raise self._cannot_be_made(error) from error
+        self._refuse_anothers(was_ours=was_ours)
         self._db = self._open()
+
+    def _refuse_anothers(self, *, was_ours: bool) -> None:
+        """Raise Fatal for a file that is no read model, and would be lost. A broken one is ours if its lock is there."""
+        if not self._path.exists() or self._path.stat().st_size == 0:
+            return
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_BUSY_S)) as db:
+                tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.DatabaseError:
+            tables = {"positions"} if was_ours else {"unknown"}
+        if tables and "positions" not in tables:
+            self._lock.release()
+            raise Fatal(f"{self._path} is no read model, and is left as it is; set HEADRACE_READ_MODEL to another file")
 
     def close(self) -> None:
         """Give the file back."""

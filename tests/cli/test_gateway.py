@@ -124,6 +124,7 @@ def test_without_keys_it_serves_loopback_alone(tmp_path: Path) -> None:
     [
         ("HEADRACE_API_KEYS", '{"hr_mine": "acme"}', "does not begin with the SHA-256"),
         ("HEADRACE_API_KEYS_FILE", "/nonexistent/keys.json", "No such file"),
+        ("HEADRACE_CORS_ORIGINS", "*", "could read everything"),
     ],
 )
 def test_wrong_keys_are_one_line_that_names_the_variable(tmp_path: Path, variable: str, value: str, said: str) -> None:

@@ -412,6 +412,19 @@ def test_a_file_that_is_not_ours_is_made_anew(path: Path, spoil: str) -> None:
         assert read_model.job("j") is not None
 
 
+@pytest.mark.parametrize("content", ["a ledger", "a text"])
+def test_a_file_that_is_no_read_model_is_refused_and_left_as_it_is(path: Path, content: str) -> None:
+    if content == "a ledger":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE jobs (job_id TEXT)")
+    else:
+        path.write_text("kept for years")
+    before = path.read_bytes()
+    with pytest.raises(Fatal, match="is no read model"):
+        ReadModel(path)
+    assert path.read_bytes() == before
+
+
 def test_a_file_is_one_gateways_alone(path: Path) -> None:
     with closing(ReadModel(path)), pytest.raises(Fatal, match="another gateway's"):
         ReadModel(path)
