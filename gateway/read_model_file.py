@@ -42,7 +42,7 @@ class ReadModelFile:
         self._db = self._open()
 
     def _refuse_anothers(self, *, was_ours: bool) -> None:
-        """Raise Fatal for a file that is no read model, and would be lost. A broken one is ours if its lock is there."""
+        """Raise Fatal for a file that is no read model, and would be lost; a broken one is ours if it has a lock."""
         if not self._path.exists() or self._path.stat().st_size == 0:
             return
         try:
