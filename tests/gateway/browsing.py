@@ -21,10 +21,10 @@ DEADLINE_S = 60.0
 PROMPT_CHARS = 300
 """The longest question that no guard stops."""
 ANSWER = (
-    "Both main bearings of turbine T1 get 35 g of lithium complex grease every 400 operating hours [1]. A stroke of the "
-    "gun is 1.4 g, so that makes 25 strokes; write them down in the shift log [2].\n\n"
-    "Grease until a thin collar shows at the seal and no further: in May 2019 the bearings overheated from too much of it, "
-    "not from too little [1]."
+    "Both main bearings of turbine T1 get 35 g of lithium complex grease every 400 operating hours [1]. A stroke of "
+    "the gun is 1.4 g, so that makes 25 strokes; write them down in the shift log [2].\n\n"
+    "Grease until a thin collar shows at the seal and no further: in May 2019 the bearings overheated from too much of "
+    "it, not from too little [1]."
 )
 SLOWLY = Plan(answer=ANSWER, word_s=0.5)  # 26 s in all, unless a test lets it hurry
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
