@@ -58,6 +58,7 @@ class Plan:
     """How the server behaves; the same seed draws the same faults."""
 
     latency_s: tuple[float, float] = (0.0, 0.0)  # drawn uniformly
+    word_s: float = 0.0  # before each word of an answer, as a model that writes
     fault_share: float = 0.0  # of calls that get a fault drawn from `faults`
     faults: Sequence[str] = ("429", "503", "cut")
     failures_before_success: int = 0  # calls of each job that get `first_fault`
@@ -221,6 +222,7 @@ class LLMServer:
         words: list[dict[str, object]] = [{"content": word} for word in re.findall(r"\S+\s*", text)]
         deltas = _pieces(wanted, fault) if wanted else words
         for delta in deltas[:2] if fault == "length" else deltas:
+            await asyncio.sleep(self.plan.word_s)
             await _event(response, {"model": "test-1", "choices": [{"delta": delta}]})
             if fault == "cut":
                 assert request.transport is not None
@@ -300,6 +302,7 @@ async def _main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--latency-s", type=float, nargs=2, default=(0.0, 0.0), metavar=("LEAST", "MOST"))
+    parser.add_argument("--word-s", type=float, default=Plan.word_s)
     parser.add_argument("--fault-share", type=float, default=0.0)
     parser.add_argument("--faults", nargs="*", default=Plan.faults)
     parser.add_argument("--distinct", action="store_true")
@@ -309,6 +312,7 @@ async def _main() -> None:
     options = parser.parse_args()
     plan = Plan(
         latency_s=tuple(options.latency_s),
+        word_s=options.word_s,
         fault_share=options.fault_share,
         faults=options.faults,
         distinct=options.distinct,

@@ -1,7 +1,7 @@
 /** An answer: as it is written, and once it is complete, with its citations. */
 
 import { announce, byId, el, reconcile, say, sayOrHide } from "./dom.js";
-import { fileName } from "./words.js";
+import { fileName, shortId } from "./words.js";
 
 /** Pieces arrive many times a frame; the page changes once a frame, and what is on it already is not touched. */
 export class Answer {
@@ -109,7 +109,7 @@ function citationOf(citation) {
       el("span", { class: "place" }, citation.label ?? ""),
       el("span", { class: "score", title: "Cosine similarity of passage and question" }, citation.score.toFixed(2))),
     el("blockquote", {}, citation.text),
-    el("p", { class: "hint ids" }, `${citation.uri ?? citation.document_id} · chunk ${citation.chunk_id}`)));
+    el("p", { class: "hint ids", title: citation.uri ?? false }, `chunk ${shortId(citation.chunk_id)} of document ${shortId(citation.document_id)}`)));
 }
 
 function open(number) {

@@ -20,7 +20,7 @@ let lastAnswer = Date.now();
 let timer = null;
 let running = null; // the round that is on its way
 let rounds = 0;
-const job = new JobView();
+const job = new JobView(() => refreshJobs().then(() => markChosen(job.jobId), () => {})); // the next round says why not
 
 /** Each part with how many rounds go by between two looks at it, and where it says that it failed. */
 const parts = [

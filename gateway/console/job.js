@@ -15,8 +15,11 @@ export class JobView {
   #stream = null; // what ends it
   #answer = new Answer();
   #soon = null; // a refresh that a status has asked for
+  #changed;
 
-  constructor() {
+  /** `changed` is called when the job has told of itself. */
+  constructor(changed) {
+    this.#changed = changed;
     const fault = byId("job-fault");
     const cancel = byId("job-cancel");
     cancel.addEventListener("click", () => during(cancel, fault, async () => {
@@ -97,6 +100,7 @@ export class JobView {
     else if (event === "status") this.#soon ??= setTimeout(() => {
       this.#soon = null;
       this.refresh({ mayFollow: false });
+      this.#changed();
     }, 100); // several come together
   }
 
