@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
 from threading import Thread
 from types import FrameType
 
@@ -25,6 +24,7 @@ from connectors.kafka.cancellations import CancellationReader
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
+from connectors.kafka.source import epoch_interval
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
 from connectors.settings import Settings
@@ -139,7 +139,7 @@ class _Run:
                 flow,
                 [],
                 0,
-                epoch_interval=timedelta(seconds=settings.epoch_s),
+                epoch_interval=epoch_interval(settings.epoch_s),
                 recovery_config=recovery.config(),
                 worker_count_per_proc=settings.workers,
             )

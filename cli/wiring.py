@@ -74,6 +74,7 @@ class KafkaTopics:
             stop=self._stop,
             pressure=self._pressure,
             config=self._settings.kafka_options,
+            epoch_s=self._settings.epoch_s,
         )
 
     def sink(self, delivered: Delivered | None = None) -> KafkaSink:

@@ -37,6 +37,7 @@ log = structlog.get_logger()
 Place = tuple[str, int]  # topic, partition
 Position = tuple[int, int]  # version of this layout, offset of the next record: what a snapshot holds
 
+_UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 _VERSION = 1
 _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
 _RETRY_S = 0.1
@@ -44,8 +45,40 @@ CLOSE_S = 5.0  # a broker that is there answers in milliseconds
 _IDLE = timedelta(
     milliseconds=20
 )  # a record waits at most this long for its turn; 16 idle partitions cost 2 % of a core
+_EARLY = 1.5 * _IDLE  # how much sooner than it should an epoch may end, so that a source that is late catches up
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
+
+
+def epoch_interval(epoch_s: float) -> timedelta:
+    """What to tell Bytewax for epochs of `epoch_s` seconds: sources that know them make up the rest (`Epochs`)."""
+    epoch = timedelta(seconds=epoch_s)
+    return epoch - min(_EARLY, epoch / 10)
+
+
+class Epochs:
+    """When the epochs of a partition should end: all at the same moments, whole multiples of `epoch_s` since 1970.
+
+    Each source of a flow ends its epochs by itself, the first time that it is looked at after the interval, and then
+    waits for all others; Bytewax waits without a pause, and reads nothing meanwhile. Left to themselves they drift
+    apart, a look at a time: after three minutes an idle flow with six sources used half a core, and more each minute.
+    """
+
+    def __init__(self, epoch_s: float, now: datetime) -> None:
+        self._length_us = round(epoch_s * 1_000_000)
+        self._may_end_after = epoch_interval(epoch_s)
+        self.began(now)
+
+    def began(self, now: datetime) -> None:
+        """A new one begins."""
+        self._may_end_at = now + self._may_end_after
+        us = (now - _UNIX).days * 86_400_000_000 + (now - _UNIX).seconds * 1_000_000 + now.microsecond
+        ends_us = (us + self._length_us + self._length_us // 2) // self._length_us * self._length_us
+        self._should_end_at = _UNIX + timedelta(microseconds=ends_us)
+
+    def no_earlier(self, moment: datetime) -> datetime:
+        """`moment`, or the end of the epoch if a look at `moment` would end it too early."""
+        return self._should_end_at if self._may_end_at <= moment < self._should_end_at else moment
 
 
 def _size(record: Record) -> int:
@@ -266,7 +299,9 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         max_batch: int = 64,
         max_per_epoch: int = 1000,
         start: Literal["earliest", "latest"] = "earliest",
+        epoch_s: float = 1.0,
     ) -> None:
+        self._epoch_s = epoch_s
         self._bootstrap = bootstrap
         self._topics = tuple(topics)
         self._group_id = group_id
@@ -332,6 +367,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._recoverable_offset = offset  # a restart resumes here or later
         self._emitted_in_epoch = 0
         self._busy = True
+        self._epochs = Epochs(source._epoch_s, datetime.now(UTC))  # noqa: SLF001  # a part of the source
 
     def next_batch(self) -> list[Record]:
         if self._source._stop.requested:  # noqa: SLF001  # a part of the source
@@ -349,16 +385,19 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
 
     def next_awake(self) -> datetime | None:
         """At once while there is something to read, else at the next tick of 20 ms, in step with all partitions."""
-        if self._busy:
-            return None
         now = datetime.now(UTC)
-        return now + _IDLE - timedelta(microseconds=now.microsecond % (_IDLE / timedelta(microseconds=1)))
+        if not self._busy:
+            tick = now + _IDLE - timedelta(microseconds=now.microsecond % (_IDLE / timedelta(microseconds=1)))
+            return self._epochs.no_earlier(tick)
+        moment = self._epochs.no_earlier(now)
+        return None if moment is now else moment
 
     def snapshot(self) -> Position:
         """Bytewax calls this at the end of every epoch, once all that was emitted before it is durable."""
         self._consumer.commit(self._place, self._recoverable_offset)
         self._recoverable_offset = self._next_offset
         self._emitted_in_epoch = 0
+        self._epochs.began(datetime.now(UTC))
         return (_VERSION, self._next_offset)
 
     def close(self) -> None:
