@@ -303,7 +303,7 @@ def test_what_waits_for_its_next_attempt_survives_a_restart(
     broker: EmbeddedKafka, receiver: Receiver, tmp_path: Path
 ) -> None:
     receiver.answers["/hook"] = in_turn(answering(503), taken)
-    with Running(broker, tmp_path / "state", waits_s=(2.0, *NEVER)):
+    with Running(broker, tmp_path / "state", waits_s=(10.0, *NEVER)):
         produce(broker, result(receiver.url()))
         receiver.wait_for(1)
         until(lambda: len(callbacks(broker)) == 2, "a second attempt to wait for")
