@@ -24,7 +24,7 @@ from connectors.kafka.cancellations import CancellationReader
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
-from connectors.kafka.source import epoch_interval
+from connectors.kafka.epochs import epoch_interval
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
 from connectors.settings import Settings

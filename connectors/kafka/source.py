@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # its documented name, not exported
 
 from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
+from connectors.kafka.epochs import LOOK, Epochs
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
@@ -37,48 +38,12 @@ log = structlog.get_logger()
 Place = tuple[str, int]  # topic, partition
 Position = tuple[int, int]  # version of this layout, offset of the next record: what a snapshot holds
 
-_UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 _VERSION = 1
 _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
 _RETRY_S = 0.1
 CLOSE_S = 5.0  # a broker that is there answers in milliseconds
-_IDLE = timedelta(
-    milliseconds=20
-)  # a record waits at most this long for its turn; 16 idle partitions cost 2 % of a core
-_EARLY = 1.5 * _IDLE  # how much sooner than it should an epoch may end, so that a source that is late catches up
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
-
-
-def epoch_interval(epoch_s: float) -> timedelta:
-    """What to tell Bytewax for epochs of `epoch_s` seconds: sources that know them make up the rest (`Epochs`)."""
-    epoch = timedelta(seconds=epoch_s)
-    return epoch - min(_EARLY, epoch / 10)
-
-
-class Epochs:
-    """When the epochs of a partition should end: all at the same moments, whole multiples of `epoch_s` since 1970.
-
-    Each source of a flow ends its epochs by itself, the first time that it is looked at after the interval, and then
-    waits for all others; Bytewax waits without a pause, and reads nothing meanwhile. Left to themselves they drift
-    apart, a look at a time: after three minutes an idle flow with six sources used half a core, and more each minute.
-    """
-
-    def __init__(self, epoch_s: float, now: datetime) -> None:
-        self._length_us = round(epoch_s * 1_000_000)
-        self._may_end_after = epoch_interval(epoch_s)
-        self.began(now)
-
-    def began(self, now: datetime) -> None:
-        """A new one begins."""
-        self._may_end_at = now + self._may_end_after
-        us = (now - _UNIX).days * 86_400_000_000 + (now - _UNIX).seconds * 1_000_000 + now.microsecond
-        ends_us = (us + self._length_us + self._length_us // 2) // self._length_us * self._length_us
-        self._should_end_at = _UNIX + timedelta(microseconds=ends_us)
-
-    def no_earlier(self, moment: datetime) -> datetime:
-        """`moment`, or the end of the epoch if a look at `moment` would end it too early."""
-        return self._should_end_at if self._may_end_at <= moment < self._should_end_at else moment
 
 
 def _size(record: Record) -> int:
@@ -387,7 +352,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         """At once while there is something to read, else at the next tick of 20 ms, in step with all partitions."""
         now = datetime.now(UTC)
         if not self._busy:
-            tick = now + _IDLE - timedelta(microseconds=now.microsecond % (_IDLE / timedelta(microseconds=1)))
+            tick = now + LOOK - timedelta(microseconds=now.microsecond % (LOOK / timedelta(microseconds=1)))
             return self._epochs.no_earlier(tick)
         moment = self._epochs.no_earlier(now)
         return None if moment is now else moment

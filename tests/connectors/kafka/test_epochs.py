@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.kafka.source import Epochs, epoch_interval
+from connectors.kafka.epochs import Epochs, epoch_interval
 
 EPOCH_S = 1.0
 EPOCH = timedelta(seconds=EPOCH_S)
