@@ -17,29 +17,43 @@ from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
 from cli.memory import settle_memory
 from cli.metrics import serve_metrics
-from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
+from cli.processes import run_cluster
+from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch, slice_of
 from connectors.cancellations import Cancellations
+from connectors.cluster import Cluster
 from connectors.event_loop import EventLoop
 from connectors.kafka.cancellations import CancellationReader
+from connectors.kafka.epochs import epoch_interval
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
-from connectors.kafka.epochs import epoch_interval
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
 from connectors.settings import Settings
 from operators.runtime import Runtime
-from schemas.errors import HeadraceError
+from operators.signals import signals
+from schemas.errors import HeadraceError, Retryable
 
 log = structlog.get_logger()
+
+INDEXED = frozenset({"ingest", "index", "answer", "search"})  # flows that open the vector index
+ALONE = frozenset({"webhooks"})  # flows whose steps share more than keyed state
 
 
 @click.command()
 @click.argument("flows", metavar="FLOW...", nargs=-1, required=True, type=click.Choice(FLOWS))
 @click.option("--bootstrap", metavar="HOST:PORT", help="Brokers; default: HEADRACE_KAFKA_BOOTSTRAP.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Run one flow in N processes of this machine, as a cluster; restarted together when one is killed.",
+)
 @click.option("--graph", is_flag=True, help="Print the flows as Mermaid and exit.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop when standard input ends.")  # cli.local
-def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_stdin_closes: bool) -> None:
+def run(
+    flows: tuple[str, ...], bootstrap: str | None, processes: int | None, *, graph: bool, until_stdin_closes: bool
+) -> None:
     """Run flows until SIGTERM or Ctrl-C, then drain, take a last snapshot and exit 0.
 
     FLOW is ingest, extract, embed, index, answer, search, usage, notifications or webhooks.
@@ -53,12 +67,48 @@ def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_std
             click.echo(to_mermaid(sketch(name)))
         return
     configure_logs(settings.log_level)
-    serve_metrics(settings)
+    cluster = _cluster(names, settings, processes)
     ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     stop = Stop()
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
-    run_flows(names, settings, stop)
+    if processes is not None and processes > 1:
+        run_cluster(names[0], processes, settings, stop)
+        return
+    serve_metrics(settings)
+    try:
+        run_flows(names, settings, stop)
+    except HeadraceError as error:
+        if cluster.is_alone:
+            raise
+        # Bytewax's threads for the other processes may need the interpreter while that ends, which aborts it.
+        click.echo(f"headrace: {error}", err=True)
+        os._exit(1)
+
+
+def _cluster(names: tuple[str, ...], settings: Settings, processes: int | None) -> Cluster:
+    """The cluster that the settings name, or that is to be started. Raises UsageError for what cannot be one."""
+    cluster = Cluster(settings.cluster, settings.cluster_process)
+    size = processes or cluster.size
+    if size == 1:
+        return cluster
+    if not cluster.is_alone and processes is not None:
+        raise click.UsageError("--processes starts a cluster, and HEADRACE_CLUSTER says that this is part of one")
+    if settings.slices > 1:
+        raise click.UsageError("--processes: a slice (HEADRACE_SLICES) is one process")
+    if len(names) > 1:
+        raise click.UsageError(f"a cluster runs one flow, not {', '.join(names)}: run each by a command of its own")
+    if names[0] in ALONE:
+        raise click.UsageError(
+            f"{names[0]} bounds what goes to one receiver within one process, and is no flow for a cluster; "
+            "cut it into slices (HEADRACE_SLICES)"
+        )
+    if names[0] in INDEXED and settings.qdrant_url is None:
+        raise click.UsageError(
+            f"{names[0]} in {size} processes needs a Qdrant server (HEADRACE_QDRANT_URL): the embedded index belongs "
+            "to one process"
+        )
+    return cluster
 
 
 def _stop_at_end_of_input(stop: Stop, drain_s: float) -> None:
@@ -87,7 +137,8 @@ def run_flows(
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handle)
     with ExitStack() as stack:
-        directories = {name: stack.enter_context(_recovery(name, settings)) for name in names}
+        cluster = Cluster(settings.cluster, settings.cluster_process)
+        directories = {name: stack.enter_context(_recovery(name, settings, cluster)) for name in names}
         loop = stack.enter_context(EventLoop())
         owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
         connectors = stack.enter_context(connect(settings, loop, owner))
@@ -99,8 +150,11 @@ def run_flows(
         for name in names:
             pressure = Pressure()
             topics = KafkaTopics(producer, settings, name, stop, pressure)
-            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations)
+            mine = slice_of(name, settings)
+            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations, cluster, mine)
             flow = build(name, runtime, connectors, settings)
+            if not cluster.is_alone:
+                signals("signals", flow, runtime, epoch_s=settings.epoch_s, drain_s=settings.drain_s)
             runs.append(_Run(name, flow, directories[name], settings, runtime))
         reader.wait()  # it has read while the models were loaded
         settle_memory()
@@ -115,9 +169,10 @@ def run_flows(
                 raise each.failure
 
 
-def _recovery(name: str, settings: Settings) -> RecoveryDirectory:
+def _recovery(name: str, settings: Settings, cluster: Cluster) -> RecoveryDirectory:
     parent = settings.recovery_dir or settings.data_dir / "recovery"
-    return RecoveryDirectory(parent / name)
+    mine = slice_of(name, settings)
+    return RecoveryDirectory(parent / name, process=cluster.process, of="" if mine is None else str(mine))
 
 
 class _Run:
@@ -137,8 +192,8 @@ class _Run:
         try:
             cluster_main(
                 flow,
-                [],
-                0,
+                list(runtime.cluster.addresses),
+                runtime.cluster.process,
                 epoch_interval=epoch_interval(settings.epoch_s),
                 recovery_config=recovery.config(),
                 worker_count_per_proc=settings.workers,
@@ -154,8 +209,18 @@ class _Run:
         if failure is None:
             log.info("flow ended", flow=name)
             return
-        self.failure = recovery.failure(failure) or failure
+        self.failure = recovery.failure(failure) or _lost(failure, runtime.cluster) or failure
         log.error("flow failed", flow=name, error=str(self.failure), error_type=type(self.failure).__name__)
+
+
+def _lost(failure: Exception, cluster: Cluster) -> Retryable | None:
+    """The failure in words, if it is the end of another process: a panic of Bytewax's, in whichever thread."""
+    if cluster.is_alone or isinstance(failure, HeadraceError) or "panic" not in repr(failure).lower():
+        return None
+    return Retryable(
+        f"process {cluster.process} lost another one of its cluster ({', '.join(cluster.addresses)}); start all again: "
+        "they resume from the last snapshot"
+    )
 
 
 def _root(error: BaseException) -> Exception:

@@ -31,6 +31,7 @@ from connectors.llm.port import LLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
+from connectors.slices import Slice
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.vector_index.port import VectorIndex
 from connectors.webhook.port import Webhooks
@@ -50,7 +51,26 @@ from schemas.topics import topic_of
 log = structlog.get_logger()
 
 FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications", "webhooks")
+BY_TENANT = frozenset({"answer", "webhooks"})  # slices of flows in which several topics meet
 WEBHOOK_LOOK_UPS = 64  # a tenant whose names are never found has 32 callbacks on their way at most
+
+
+def slice_of(flow: str, settings: Settings) -> Slice | None:
+    """What of the flow is this process's; None: all."""
+    if settings.slices == 1:
+        return None
+    return Slice(settings.slice, settings.slices, "tenant" if flow in BY_TENANT else "partition")
+
+
+def group_of(flow: str, settings: Settings) -> str:
+    """The consumer group that shows how far a flow is.
+
+    Slices by partition share it, as the processes of a cluster do: each commits what only it reads. Slices by tenant
+    all read everything, and are not equally far.
+    """
+    mine = slice_of(flow, settings)
+    group = f"{settings.group_prefix}.{flow}"
+    return group if mine is None or mine.by == "partition" else f"{group}.{mine.index}"
 
 
 class KafkaTopics:
@@ -62,7 +82,8 @@ class KafkaTopics:
         self._pressure = pressure
         self._producer = producer
         self._settings = settings
-        self._group_id = f"{settings.group_prefix}.{flow}"
+        self._group_id = group_of(flow, settings)
+        self._slice = slice_of(flow, settings)
         self._stop = stop
 
     def source(self, event: type[Event]) -> KafkaSource:
@@ -75,7 +96,12 @@ class KafkaTopics:
             pressure=self._pressure,
             config=self._settings.kafka_options,
             epoch_s=self._settings.epoch_s,
+            only=self._reads,
         )
+
+    def _reads(self, partition: int) -> bool:
+        mine = self._slice
+        return mine is None or mine.by == "tenant" or mine.owns_partition(partition)
 
     def sink(self, delivered: Delivered | None = None) -> KafkaSink:
         """Any topic."""

@@ -43,6 +43,19 @@ class Settings(BaseSettings):
         le=64,
         description="Worker threads of each flow; may be changed at a restart. Slow work needs no more than one.",
     )
+    cluster: CommaSeparated = Field(
+        default=(),
+        description="Addresses, `host:port`, comma-separated, of all processes that run a flow together, in order; the "
+        "same list in each. What goes between them is unauthenticated: let nobody else reach them.",
+    )
+    cluster_process: int = Field(default=0, ge=0, description="Which one of HEADRACE_CLUSTER this process is, from 0.")
+    slices: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Into how many processes that share nothing a flow is cut. It stays for the life of their state.",
+    )
+    slice: int = Field(default=0, ge=0, description="Which one of HEADRACE_SLICES this process is, from 0.")
     drain_s: float = Field(default=20.0, ge=0, le=3600, description="Seconds that pending work gets after SIGTERM.")
     object_store: str | None = Field(
         default=None, description="URL of the claim-check store (`s3://bucket/prefix`); default: `<data_dir>/objects`."
@@ -164,7 +177,9 @@ class Settings(BaseSettings):
         default="info", description="Least severity logged."
     )
 
-    @field_validator("embed_models", "file_roots", "store_protocols", "http_hosts", "cors_origins", mode="before")
+    @field_validator(
+        "cluster", "embed_models", "file_roots", "store_protocols", "http_hosts", "cors_origins", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -177,6 +192,17 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.llm_url is not None and self.llm_model is None:
             raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
+        if self.cluster_process >= max(len(self.cluster), 1):
+            raise ValueError(
+                f"HEADRACE_CLUSTER_PROCESS={self.cluster_process}: HEADRACE_CLUSTER lists {len(self.cluster)} "
+                "processes, counted from 0"
+            )
+        if len(set(self.cluster)) != len(self.cluster):
+            raise ValueError("HEADRACE_CLUSTER: an address is listed twice")
+        if self.slice >= self.slices:
+            raise ValueError(f"HEADRACE_SLICE={self.slice}: must be less than HEADRACE_SLICES={self.slices}")
+        if self.slices > 1 and len(self.cluster) > 1:
+            raise ValueError("HEADRACE_SLICES: a process of a cluster shares its work, a slice does not; unset one")
         if self.chunk_overlap_tokens * 2 > self.chunk_tokens:
             raise ValueError(
                 f"HEADRACE_CHUNK_OVERLAP_TOKENS={self.chunk_overlap_tokens}: must be at most half of "

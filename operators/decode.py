@@ -13,6 +13,7 @@ from bytewax.dataflow import Dataflow, Stream, operator
 from pydantic import ValidationError
 
 from connectors.kafka.record import Record
+from connectors.slices import Slice
 from operators.envelope import Envelope, Job, job_of
 from operators.outcome import Outcome, bury, flow_step, split
 from operators.runtime import Runtime
@@ -83,8 +84,11 @@ def _text(field: object, max_chars: int) -> str | None:
 
 
 @operator
-def decode(step_id: str, up: Stream[Record], event: type[E]) -> Outcome[E]:
-    """Decode each record as `event`, keyed by the event's own key; malformed ones are dead letters."""
+def decode(step_id: str, up: Stream[Record], event: type[E], mine: Slice | None = None) -> Outcome[E]:
+    """Decode each record as `event`, keyed by the event's own key; malformed ones are dead letters.
+
+    With a slice by tenant, what is another slice's is left to it.
+    """
     step = flow_step(step_id)
 
     def run(record: Record) -> tuple[str, Envelope[E] | DeadLetter]:
@@ -96,8 +100,19 @@ def decode(step_id: str, up: Stream[Record], event: type[E]) -> Outcome[E]:
             return letter.job_id, letter
         return body.key, Envelope(job_of(body), body, record, utc_now())
 
-    ran = op.map("run", up, run)
-    return split(ran)
+    if mine is None or mine.by != "tenant":
+        return split(op.map("run", up, run))
+    owned = mine
+
+    def run_if_mine(record: Record) -> tuple[str, Envelope[E] | DeadLetter] | None:
+        key, item = run(record)
+        if isinstance(item, DeadLetter):  # of whose tenant nothing certain is known
+            is_mine = owned.owns_partition(record.partition)
+        else:
+            is_mine = owned.owns_tenant(item.job.tenant)
+        return (key, item) if is_mine else None
+
+    return split(op.filter_map("run", up, run_if_mine))
 
 
 @operator
@@ -107,6 +122,6 @@ def consume(step_id: str, flow: Dataflow, event: type[E], runtime: Runtime, hold
     With `holding`, only what has these bytes in it: the rest is no concern of the flow's, and not worth decoding.
     """
     read = op.input("read", flow, runtime.topics.source(event))
-    if holding is None:
-        return decode("decode", read, event)
-    return decode("decode", op.filter("holding", read, lambda record: holding in (record.value or b"")), event)
+    if holding is not None:
+        read = op.filter("holding", read, lambda record: holding in (record.value or b""))
+    return decode("decode", read, event, runtime.slice)

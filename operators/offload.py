@@ -7,7 +7,7 @@ except for a dependency that is out.
 
 * Bounded: at most `capacity` calls in flight. With `backlog` more messages waiting, the flow's sources are told to read
   no further, which shows as consumer lag; what is on its way by then is still taken in, up to OVERSHOOT messages, then
-  `on_batch` blocks.
+  `on_batch` blocks. (In a cluster up to CLUSTER_OVERSHOOT: one process that blocks halts the epochs of all.)
 * In flight is state: each snapshot holds the pending messages and their failed attempts, so that a restart neither
   forgets a message nor gives it new attempts. (A crash forgets what failed since the last snapshot.)
 * Timeout per attempt, deadline per job; a call that runs into either is cancelled.
@@ -72,6 +72,7 @@ Work = Callable[[Envelope[X]], Awaitable[Y]]
 
 DOUBLINGS = 30  # of a backoff: more mean nothing, and a thousand are no float any more
 OVERSHOOT = 512  # what sources have handed on before they see the pressure: 64 records of each of 8 partitions
+CLUSTER_OVERSHOOT = 16_384  # in a cluster, whose sources hear of it later: an epoch's 1,000 records of 16 partitions
 LANES = 16  # more than a flow has workers; each busy lane costs one wake-up per POLL
 POLL = timedelta(milliseconds=10)  # how soon a lane looks for results; doubled while there are none ...
 POLL_CAP = timedelta(milliseconds=50)  # ... to what is little for a call of seconds, and a fifth of the wake-ups
@@ -268,6 +269,7 @@ class _Step(Generic[X, Y]):
         self._work = work
         self._around = around
         self._unsettled = 0
+        self._overshoot = OVERSHOOT if runtime.cluster.is_alone else CLUSTER_OVERSHOOT
         self._slots = FairSlots(policy.capacity)
         self._circuit = None if policy.dependency is None else runtime.circuits.of(policy.dependency)
 
@@ -275,9 +277,9 @@ class _Step(Generic[X, Y]):
         """Count one more message; blocks far beyond the bound, if it may, unless the flow is to stop."""
         bound = self.policy.capacity + self.policy.backlog
         with self.settled:
-            if before_waiting is not None and self._unsettled >= bound + OVERSHOOT:
+            if before_waiting is not None and self._unsettled >= bound + self._overshoot:
                 before_waiting()
-                while self._unsettled >= bound + OVERSHOOT and not self.runtime.stop.requested:
+                while self._unsettled >= bound + self._overshoot and not self.runtime.stop.requested:
                     self.settled.wait(0.1)  # a wish to stop does not notify: look for it ten times a second
             self._unsettled += 1
             if self._unsettled >= bound:

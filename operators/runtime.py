@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 
 from connectors.cancellations import Cancellations
 from connectors.circuit import Circuits
+from connectors.cluster import Cluster
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.stop import Stop
+from connectors.slices import Slice
 from schemas.errors import Fatal
 
 
@@ -21,4 +23,6 @@ class Runtime:
     pressure: Pressure = field(default_factory=Pressure)  # its sources obey the same one
     circuits: Circuits = field(default_factory=Circuits)  # shared by the flows of a process
     cancellations: Cancellations = field(default_factory=Cancellations)  # same
+    cluster: Cluster = field(default_factory=Cluster)  # that runs the flow
+    slice: Slice | None = None  # of the flow's work that is this process's, where others have the rest
     raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says

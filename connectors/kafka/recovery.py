@@ -1,7 +1,12 @@
-"""The directory that a flow resumes from, opened by one process at a time.
+"""The directory that a flow resumes from, opened by one process at a time, or by the processes of one cluster.
 
 Bytewax itself fences nothing: two processes on one directory both run, and both do all the work. And its snapshots are
 pickle, which runs code when read, so nobody else may be able to write them.
+
+The state of a flow lies in partitions, SQLite files, and which process writes one is Bytewax's to say: any that finds
+it. Where the processes of a cluster share the directory, the partitions spread over them. Where each has a directory of
+its own, process 0 has them all; so either way any number of processes may go on with what another number has left, as
+long as process 0 finds its directory.
 """
 
 import fcntl
@@ -28,20 +33,26 @@ class RecoveryDirectory:
     """Holds a flow's snapshots while entered; created on first use, private to this user, locked against others.
 
     The lock is the kernel's: it ends with the process, kill -9 included. `partitions` counts only for a new directory;
-    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick.
+    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick. `process`: which one of a
+    cluster this is; each has a lock of its own, so two clusters on one directory collide as two processes do. `of`:
+    whose state it is, if not the whole flow's; it is written down, and another one is refused.
 
-    Raises Fatal on entering if another process holds the directory, or if others than its owner can reach it.
+    Raises Fatal on entering if another process holds the directory, if others than its owner can reach it, or if the
+    state in it is of another slice.
     """
 
-    def __init__(self, path: Path, partitions: int = 16) -> None:
+    def __init__(self, path: Path, partitions: int = 16, *, process: int = 0, of: str = "") -> None:
         self._path = path
         self._partitions = partitions
+        self._process = process
+        self._of = of
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_private()
         self._lock = self._acquire()
+        self._check_whose()
         self._initialize()
         self._forget_unfinished_epochs()
         return self
@@ -71,9 +82,9 @@ class RecoveryDirectory:
         """An id as old as the directory. Whoever holds the lock is the only one to have it; only while entered."""
         if self._lock is None:
             raise RuntimeError(f"{self._path}: enter the recovery directory before use")
-        file = self._path / "identity"
+        file = self._own("identity")
         if not file.exists():
-            unfinished = self._path / "identity.new"
+            unfinished = self._own("identity.new")
             unfinished.write_text(uuid4().hex)
             unfinished.rename(file)
         return file.read_text()
@@ -81,6 +92,26 @@ class RecoveryDirectory:
     @property
     def _store(self) -> Path:
         return self._path / "snapshots"
+
+    def _own(self, name: str) -> Path:
+        """A file of this process's."""
+        return self._path / (f"{name}-{self._process}" if self._process else name)
+
+    def _check_whose(self) -> None:
+        """Refuse the state of another slice: it has read other messages, and knows other tenants."""
+        file = self._path / "of"
+        if not self._has_partitions():
+            file.write_text(self._of)
+        found = file.read_text() if file.exists() else ""  # a directory of before there were slices
+        if found != self._of:
+            raise Fatal(
+                f"recovery directory {self._path} holds the state of {found or 'the whole flow'}, not of "
+                f"{self._of or 'the whole flow'}: set HEADRACE_SLICE and HEADRACE_SLICES as before, or give this one a "
+                "directory of its own"
+            )
+
+    def _has_partitions(self) -> bool:
+        return any(self._store.glob("part-*.sqlite3"))
 
     def _check_private(self) -> None:
         found = self._path.stat()
@@ -98,7 +129,7 @@ class RecoveryDirectory:
 
     def _acquire(self) -> int:
         # Not inherited by programs that this process starts, so that none of them keeps the lock after its death.
-        lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self._own("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -110,7 +141,10 @@ class RecoveryDirectory:
         return lock
 
     def _initialize(self) -> None:
-        if self._store.exists():
+        if self._process:  # the first one makes them; where the directory is not shared, this one has none
+            self._store.mkdir(mode=0o700, exist_ok=True)
+            return
+        if self._has_partitions():
             return
         unfinished = self._path / "snapshots.new"  # renamed when whole: a crash in between leaves no half of it
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -16,7 +16,7 @@ prefetch buffers would multiply as well. The price is a buffer per partition bet
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -250,6 +250,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     - `max_batch`: records per partition handed on at once; small, so that results behind them are not held back.
     - `max_per_epoch`: records per partition and epoch; Timely queues without bound within an epoch.
     - `start`: where a partition without a snapshot begins.
+    - `only`: leaves out the partitions for whose number it is false: those are read by others.
     """
 
     def __init__(  # noqa: PLR0913  # options by keyword
@@ -265,7 +266,9 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         max_per_epoch: int = 1000,
         start: Literal["earliest", "latest"] = "earliest",
         epoch_s: float = 1.0,
+        only: Callable[[int], bool] = lambda _partition: True,
     ) -> None:
+        self._only = only
         self._epoch_s = epoch_s
         self._bootstrap = bootstrap
         self._topics = tuple(topics)
@@ -285,7 +288,8 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     def list_parts(self) -> list[str]:
         """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
         with self._lock:
-            return [f"{topic}/{partition}" for topic, partition in self._consumer().partitions(self._topics)]
+            found = self._consumer().partitions(self._topics)
+            return [f"{topic}/{partition}" for topic, partition in found if self._only(partition)]
 
     def build_part(self, step_id: str, for_part: str, resume_state: Position | None) -> "_KafkaPartition":  # noqa: ARG002  # bytewax names them
         """Resume where the snapshot says, or begin at `start`."""
