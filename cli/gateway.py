@@ -20,6 +20,7 @@ from cli.logs import configure_logs
 from cli.memory import settle_memory
 from cli.metrics import serve_metrics
 from cli.objects import object_store
+from cli.slicing import groups_of
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.positions import GroupPositions
 from connectors.settings import Settings
@@ -179,7 +180,7 @@ async def _parts(settings: Settings, keys: Keys) -> AsyncIterator[Parts]:
     """Everything, started; closed in the reverse order."""
     bootstrap, options = bootstrap_of(settings), settings.kafka_options
     names = [module.name for module in iter_modules(flows.__path__)]  # importing them would load the engine
-    groups = {flow: f"{settings.group_prefix}.{flow}" for flow in names}
+    groups = {flow: groups_of(flow, settings) for flow in names}
     read_model = ReadModel(settings.read_model or settings.data_dir / "read_model.sqlite")
     hub = Hub()
     projection = Projection(bootstrap, options, read_model, hub)

@@ -18,9 +18,10 @@ from cli.logs import configure_logs
 from cli.memory import settle_memory
 from cli.metrics import serve_metrics
 from cli.processes import run_cluster
-from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch, slice_of
+from cli.slicing import slice_of
+from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.cancellations import Cancellations
-from connectors.cluster import Cluster
+from connectors.cluster import MOST_PROCESSES, Cluster
 from connectors.event_loop import EventLoop
 from connectors.kafka.cancellations import CancellationReader
 from connectors.kafka.epochs import epoch_interval
@@ -45,7 +46,7 @@ ALONE = frozenset({"webhooks"})  # flows whose steps share more than keyed state
 @click.option("--bootstrap", metavar="HOST:PORT", help="Brokers; default: HEADRACE_KAFKA_BOOTSTRAP.")
 @click.option(
     "--processes",
-    type=click.IntRange(1, 64),
+    type=click.IntRange(1, MOST_PROCESSES),
     metavar="N",
     help="Run one flow in N processes of this machine, as a cluster; restarted together when one is killed.",
 )
@@ -214,8 +215,8 @@ class _Run:
 
 
 def _lost(failure: Exception, cluster: Cluster) -> Retryable | None:
-    """The failure in words, if it is the end of another process: a panic of Bytewax's, in whichever thread."""
-    if cluster.is_alone or isinstance(failure, HeadraceError) or "panic" not in repr(failure).lower():
+    """The failure in words, if it is the end of another process: a panic of Bytewax's, over a connection."""
+    if cluster.is_alone or isinstance(failure, HeadraceError) or "thread panic" not in str(failure):
         return None
     return Retryable(
         f"process {cluster.process} lost another one of its cluster ({', '.join(cluster.addresses)}); start all again: "

@@ -13,6 +13,7 @@ from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
 from cli.objects import object_store
+from cli.slicing import group_of, slice_of
 from connectors.circuit import Circuits
 from connectors.embedder.port import Embedder
 from connectors.event_loop import EventLoop
@@ -31,7 +32,6 @@ from connectors.llm.port import LLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
-from connectors.slices import Slice
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.vector_index.port import VectorIndex
 from connectors.webhook.port import Webhooks
@@ -51,26 +51,7 @@ from schemas.topics import topic_of
 log = structlog.get_logger()
 
 FLOWS = ("ingest", "extract", "embed", "index", "answer", "search", "usage", "notifications", "webhooks")
-BY_TENANT = frozenset({"answer", "webhooks"})  # slices of flows in which several topics meet
 WEBHOOK_LOOK_UPS = 64  # a tenant whose names are never found has 32 callbacks on their way at most
-
-
-def slice_of(flow: str, settings: Settings) -> Slice | None:
-    """What of the flow is this process's; None: all."""
-    if settings.slices == 1:
-        return None
-    return Slice(settings.slice, settings.slices, "tenant" if flow in BY_TENANT else "partition")
-
-
-def group_of(flow: str, settings: Settings) -> str:
-    """The consumer group that shows how far a flow is.
-
-    Slices by partition share it, as the processes of a cluster do: each commits what only it reads. Slices by tenant
-    all read everything, and are not equally far.
-    """
-    mine = slice_of(flow, settings)
-    group = f"{settings.group_prefix}.{flow}"
-    return group if mine is None or mine.by == "partition" else f"{group}.{mine.index}"
 
 
 class KafkaTopics:

@@ -6,6 +6,9 @@ others with it; they are started again together, and resume from the last snapsh
 
 from dataclasses import dataclass
 
+MOST_PROCESSES = 32
+"""In a cluster: a crash of one is a restart of all, so that many more are better cut into slices."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -18,7 +21,9 @@ class Cluster:
     process: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a place that is not in the list."""
+        """Refuse a place that is not in the list, and too long a list."""
+        if self.size > MOST_PROCESSES:
+            raise ValueError(f"a cluster of {self.size} processes: at most {MOST_PROCESSES}; cut the flow into slices")
         if not 0 <= self.process < self.size:
             raise ValueError(f"process {self.process} of a cluster of {self.size}: it must be 0 to {self.size - 1}")
 

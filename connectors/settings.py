@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from connectors.cluster import MOST_PROCESSES
 from connectors.webhook.signature import secrets_of
 from schemas.budgets import Budget
 from schemas.notifications import BucketScope
@@ -192,6 +193,10 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.llm_url is not None and self.llm_model is None:
             raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
+        if len(self.cluster) > MOST_PROCESSES:
+            raise ValueError(
+                f"HEADRACE_CLUSTER lists {len(self.cluster)} processes: at most {MOST_PROCESSES}; use HEADRACE_SLICES"
+            )
         if self.cluster_process >= max(len(self.cluster), 1):
             raise ValueError(
                 f"HEADRACE_CLUSTER_PROCESS={self.cluster_process}: HEADRACE_CLUSTER lists {len(self.cluster)} "

@@ -66,11 +66,17 @@ class _Known:
 
 
 class Lag:
-    """Samples the flows of `groups` (consumer group by flow) from start() to close()."""
+    """Samples the flows of `groups` from start() to close().
 
-    def __init__(self, positions: Positions, groups: Mapping[str, str], *, period_s: float = PERIOD_S) -> None:
+    groups: the consumer groups of each flow: one, or that of each slice where all slices read everything; the flow is
+    then as far as the last of them.
+    """
+
+    def __init__(
+        self, positions: Positions, groups: Mapping[str, Sequence[str]], *, period_s: float = PERIOD_S
+    ) -> None:
         self._positions = positions
-        self._groups = dict(groups)
+        self._groups = {flow: tuple(each) for flow, each in groups.items()}
         self._period_s = period_s
         self._topics = tuple(topic.name for topic in CATALOGUE)
         self._known: dict[str, _Known] = {}
@@ -96,13 +102,13 @@ class Lag:
 
     def sample(self, now: float) -> None:
         """Take one sample. Raises HeadraceError if Kafka does not answer. now: Unix seconds."""
-        found = self._positions.of(tuple(self._groups.values()), self._topics)
+        found = self._positions.of([each for groups in self._groups.values() for each in groups], self._topics)
         with self._lock:
             elapsed_s = None if self._sampled_at is None else now - self._sampled_at
             self._sampled_at = now
             before, self._known = self._known, {}
-            for flow, group_id in self._groups.items():
-                positions = found.get(group_id)
+            for flow, groups in self._groups.items():
+                positions = _hindmost([found[each] for each in groups if each in found])
                 if not positions:
                     continue
                 known = before.get(flow, _Known((), deque(maxlen=KEPT)))
@@ -123,6 +129,17 @@ class Lag:
                     log.warning("lag not sampled; its history has a gap until Kafka answers", error=str(error))
                 failing = True
             self._closing.wait(max(0.0, self._period_s - (time.monotonic() - begun)))
+
+
+def _hindmost(groups: Sequence[Sequence[Position]]) -> Sequence[Position]:
+    """In each partition the position of the group that is least far."""
+    least: dict[tuple[str, int], Position] = {}
+    for position in (each for positions in groups for each in positions):
+        place = position.topic, position.partition
+        former = least.get(place)
+        if former is None or (position.committed or 0) < (former.committed or 0):
+            least[place] = position
+    return list(least.values())
 
 
 def _growth(before: Sequence[Position], now: Sequence[Position]) -> int:

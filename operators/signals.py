@@ -15,6 +15,7 @@ from bytewax.dataflow import Dataflow, operator
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
+from connectors.cluster import MOST_PROCESSES, Cluster
 from connectors.kafka.epochs import LOOK, Epochs
 from operators.runtime import Runtime
 
@@ -29,10 +30,11 @@ class Signal:
 
 
 class _Partition(StatefulSourcePartition[Signal, None]):
-    """Tells each change, and ends once it has told of the stop."""
+    """Tells each change, if it is the one that speaks for its process, and ends once it has told of the stop."""
 
-    def __init__(self, runtime: Runtime, epoch_s: float) -> None:
+    def __init__(self, runtime: Runtime, epoch_s: float, *, speaks: bool) -> None:
         self._runtime = runtime
+        self._speaks = speaks
         self._told = Signal(runtime.cluster.process, stopping=False, pressed=False)
         self._epochs = Epochs(epoch_s, datetime.now(UTC))
 
@@ -44,7 +46,7 @@ class _Partition(StatefulSourcePartition[Signal, None]):
         if now == self._told:
             return []
         self._told = now
-        return [now]
+        return [now] if self._speaks else []
 
     def next_awake(self) -> datetime | None:
         return self._epochs.no_earlier(datetime.now(UTC) + LOOK)
@@ -54,18 +56,19 @@ class _Partition(StatefulSourcePartition[Signal, None]):
 
 
 class _Source(FixedPartitionedSource[Signal, None]):
-    """One partition in each process."""
+    """Of the partitions of this process one speaks, the others only exist."""
 
     def __init__(self, runtime: Runtime, epoch_s: float) -> None:
         self._runtime = runtime
         self._epoch_s = epoch_s
 
     def list_parts(self) -> list[str]:
-        return [_part(self._runtime.cluster.process)]
+        return _parts_of(self._runtime.cluster)
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _Partition:
-        del step_id, for_part, resume_state
-        return _Partition(self._runtime, self._epoch_s)
+        del step_id, resume_state
+        speaks = for_part == _part(self._runtime.cluster.process)
+        return _Partition(self._runtime, self._epoch_s, speaks=speaks)
 
 
 class _Obeying(StatefulSinkPartition[Signal, None]):
@@ -81,14 +84,14 @@ class _Obeying(StatefulSinkPartition[Signal, None]):
 
 
 class _Sink(FixedPartitionedSink[Signal, None]):
-    """One part in each process, for what is keyed by its number."""
+    """Part n, for what is keyed by n, is in process n."""
 
     def __init__(self, runtime: Runtime, obey: Callable[[Signal], None]) -> None:
         self._runtime = runtime
         self._obey = obey
 
     def list_parts(self) -> list[str]:
-        return [_part(self._runtime.cluster.process)]
+        return _parts_of(self._runtime.cluster)
 
     def part_fn(self, item_key: str) -> int:  # Bytewax counts parts in the order of their names
         return int(item_key)
@@ -98,8 +101,16 @@ class _Sink(FixedPartitionedSink[Signal, None]):
         return _Obeying(self._obey)
 
 
-def _part(process: int) -> str:
-    return f"process-{process:03d}"
+def _part(number: int) -> str:
+    return f"{number:02d}"
+
+
+def _parts_of(cluster: Cluster) -> list[str]:
+    """Always the same in all, spread over however many processes there are.
+
+    Bytewax panics, without a word, over the state of a partition that nobody lists any more.
+    """
+    return [_part(number) for number in range(MOST_PROCESSES) if number % cluster.size == cluster.process]
 
 
 @operator

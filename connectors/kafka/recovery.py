@@ -52,12 +52,19 @@ class RecoveryDirectory:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_private()
         self._lock = self._acquire()
-        self._check_whose()
-        self._initialize()
-        self._forget_unfinished_epochs()
+        try:
+            self._check_whose()
+            self._initialize()
+            self._forget_unfinished_epochs()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

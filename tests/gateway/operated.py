@@ -76,7 +76,7 @@ class Gateway:
 
 @contextmanager
 def gateway_on(
-    directory: Path, *, limits: Limits | None = None, groups: dict[str, str] | None = None
+    directory: Path, *, limits: Limits | None = None, groups: dict[str, list[str]] | None = None
 ) -> Iterator[Gateway]:
     """A gateway with keys of two tenants and one that sees all."""
     with ExitStack() as running:

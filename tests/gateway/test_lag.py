@@ -53,7 +53,7 @@ def test_a_flows_lag_is_what_its_group_has_not_committed_of_the_topics_it_reads(
         write(bootstrap, REQUESTS, [b"x"] * 10, partition=partition)
     commit(bootstrap, "h.answer", TopicPartition(REQUESTS, 0, 10), TopicPartition(REQUESTS, 1, 4))
     commit(bootstrap, "h.answer", TopicPartition(DECIDED, 0, 0))
-    lag = Lag(GroupPositions(bootstrap), {"answer": "h.answer", "ingest": "h.ingest"})
+    lag = Lag(GroupPositions(bootstrap), {"answer": ["h.answer"], "ingest": ["h.ingest"]})
 
     lag.sample(time.time())
 
@@ -67,7 +67,7 @@ def test_a_flows_lag_is_what_its_group_has_not_committed_of_the_topics_it_reads(
 
 def test_it_samples_by_itself_and_forgets_what_is_older_than_five_minutes(bootstrap: str) -> None:
     commit(bootstrap, "s.answer", TopicPartition(DECIDED, 0, 0))
-    lag = Lag(GroupPositions(bootstrap), {"answer": "s.answer"}, period_s=0.001)
+    lag = Lag(GroupPositions(bootstrap), {"answer": ["s.answer"]}, period_s=0.001)
     lag.start()
     try:
         wait_for("as many samples as are kept", lambda: any(len(each.history) == KEPT for each in lag.flows()), 30)
@@ -80,7 +80,7 @@ def test_it_samples_by_itself_and_forgets_what_is_older_than_five_minutes(bootst
 
 def test_throughput_is_what_was_committed_since_the_last_sample() -> None:
     told = Told()
-    lag = Lag(told, {"answer": "g"})
+    lag = Lag(told, {"answer": ["g"]})
     for now, position in ((100.0, at(50, 100)), (105.0, at(80, 100)), (110.0, at(100, 100))):
         told.positions = {"g": [position]}
         lag.sample(now)
@@ -93,7 +93,7 @@ def test_throughput_is_what_was_committed_since_the_last_sample() -> None:
 
 def test_an_outage_leaves_a_gap_and_the_last_sample_stands() -> None:
     told = Told()
-    lag = Lag(told, {"answer": "g"}, period_s=0.001)
+    lag = Lag(told, {"answer": ["g"]}, period_s=0.001)
     told.positions = {"g": [at(1, 2)]}
     lag.start()
     try:
@@ -116,9 +116,19 @@ def _still(lag: Lag) -> bool:
     return lag.flows()[0].history[-1] == last
 
 
+def test_a_flow_in_slices_is_as_far_as_the_last_of_them() -> None:
+    told = Told()
+    lag = Lag(told, {"answer": ["g.0", "g.1", "g.2"]})
+    told.positions = {"g.0": [at(90, 100)], "g.1": [at(40, 100)]}  # the third has never committed anything
+
+    lag.sample(100.0)
+
+    assert [flow.lag for flow in lag.flows()] == [60]
+
+
 def test_a_topic_made_anew_is_no_negative_throughput() -> None:
     told = Told()
-    lag = Lag(told, {"answer": "g"})
+    lag = Lag(told, {"answer": ["g"]})
     for now, position in ((100.0, at(50, 100)), (105.0, at(3, 5))):
         told.positions = {"g": [position]}
         lag.sample(now)

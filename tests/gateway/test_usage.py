@@ -24,7 +24,7 @@ DEFAULT = Budget(windows=(WindowLimit(seconds=3600, money=Decimal("2.5")),), pol
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     limits = Limits(prices=PRICES, budget=DEFAULT)
-    with gateway_on(tmp_path_factory.mktemp("gateway"), limits=limits, groups={"answer": "h.answer"}) as gateway:
+    with gateway_on(tmp_path_factory.mktemp("gateway"), limits=limits, groups={"answer": ["h.answer"]}) as gateway:
         gateway.publish(
             used("acme", "small", HOUR - timedelta(hours=1), 1, 1_000_000, 10),
             used("acme", "small", HOUR - timedelta(hours=1), 3, 2_000_000, 1_000_000),  # a later version replaces it

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from connectors.kafka.port import Topics
 from connectors.kafka.record import Record
+from connectors.slices import Slice
 from operators.dead_letter import dead_letter
 from operators.decode import consume, parse
 from operators.produce import produce
@@ -31,10 +32,13 @@ GOOD = DocumentUploaded(document_id="good", job_id="good-job", text="hello")
 
 
 def run_decode(
-    runtime_on: MakeRuntime, records: list[Record], event: type[JobEvent] = DocumentUploaded
+    runtime_on: MakeRuntime,
+    records: list[Record],
+    event: type[JobEvent] = DocumentUploaded,
+    mine: Slice | None = None,
 ) -> MemoryTopics:
     topics = MemoryTopics(records)
-    runtime = runtime_on(topics)
+    runtime = replace(runtime_on(topics), slice=mine)
     flow = Dataflow("test")
     decoded = consume("uploaded", flow, event, runtime)
     produce("again", decoded.oks, event, runtime)
@@ -217,3 +221,25 @@ def test_with_holding_only_what_has_these_bytes_is_decoded(runtime_on: MakeRunti
     run_main(flow)
     assert len(topics.on("documents.uploaded")) == 1
     assert [letter.offset for letter in topics.dead_letters()] == [2]
+
+
+def test_slices_by_tenant_take_up_every_message_once_and_bury_each_unreadable_one_once(runtime_on: MakeRuntime) -> None:
+    events = [
+        DocumentUploaded(document_id=f"d{n}", job_id=f"j{n}", tenant=f"tenant-{n % 5}", text="hello") for n in range(20)
+    ]
+    records = [replace(record(event, offset=n), partition=n % 3) for n, event in enumerate(events)]
+    records += [replace(record(b"no event", offset=100 + n), partition=n) for n in range(3)]
+    taken: list[str] = []
+    buried: list[str] = []
+    for index in range(3):
+        topics = run_decode(runtime_on, records, mine=Slice(index, 3, "tenant"))
+        taken += [str(each["job_id"]) for each in topics.on("documents.uploaded")]
+        buried += [letter.place for letter in topics.dead_letters()]
+    assert sorted(taken) == sorted(event.job_id for event in events)
+    assert len(buried) == len(set(buried)) == 3
+
+
+def test_a_slice_by_partition_reads_less_and_takes_up_all_that_it_reads(runtime_on: MakeRuntime) -> None:
+    records = [record(GOOD.model_copy(update={"tenant": f"t{n}"}), offset=n) for n in range(5)]
+    topics = run_decode(runtime_on, records, mine=Slice(0, 4, "partition"))
+    assert len(topics.on("documents.uploaded")) == 5

@@ -126,3 +126,36 @@ def test_a_crash_during_creation_leaves_nothing_in_the_way(tmp_path: Path) -> No
     (half / "part-0.sqlite3").write_bytes(b"half")
     with RecoveryDirectory(tmp_path / "recovery") as recovery:
         assert run(recovery, [1, 2]) == [1, 2]
+
+
+def test_each_process_of_a_cluster_has_its_place_in_a_shared_directory_once(tmp_path: Path) -> None:
+    path = tmp_path / "recovery"
+    with RecoveryDirectory(path, process=1) as second, RecoveryDirectory(path) as first:
+        assert first.identity != second.identity
+        with pytest.raises(Fatal, match="in use by another process"), RecoveryDirectory(path, process=1):
+            pass
+        with pytest.raises(Fatal, match="in use by another process"), RecoveryDirectory(path):
+            pass
+        identities = first.identity, second.identity
+    with RecoveryDirectory(path) as first, RecoveryDirectory(path, process=1) as second:
+        assert (first.identity, second.identity) == identities
+
+
+def test_only_the_first_process_makes_the_partitions_whoever_comes_first(tmp_path: Path) -> None:
+    with RecoveryDirectory(tmp_path / "recovery", process=1):
+        assert not list((tmp_path / "recovery").rglob("*.sqlite3"))
+        with RecoveryDirectory(tmp_path / "recovery") as recovery:
+            assert run(recovery, [1, 2]) == [1, 2]
+
+
+def test_the_state_of_one_slice_is_refused_for_another_and_for_the_whole_flow(tmp_path: Path) -> None:
+    with RecoveryDirectory(tmp_path / "recovery", of="slice 1 of 2 by tenant") as recovery:
+        run(recovery, [1])
+    for other in ("slice 1 of 3 by tenant", ""):
+        with (
+            pytest.raises(Fatal, match=r"holds the state of slice 1 of 2 by tenant, not of .*HEADRACE_SLICES"),
+            RecoveryDirectory(tmp_path / "recovery", of=other),
+        ):
+            pass
+    with RecoveryDirectory(tmp_path / "recovery", of="slice 1 of 2 by tenant") as recovery:
+        assert run(recovery, [1, 2]) == [2]
