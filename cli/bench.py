@@ -13,6 +13,7 @@ BENCHMARKS = {
     "gateway": "benchmarks.gateway:gateway",
     "offload": "benchmarks.offload:offload",
     "retrieval": "benchmarks.retrieval:retrieval",
+    "scale": "benchmarks.scale:scale",
 }
 
 

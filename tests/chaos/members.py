@@ -9,13 +9,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Self
 from uuid import uuid4
 
 from connectors.kafka.record import outgoing
+from connectors.slices import Slice
 from schemas.budgets import BudgetChanged, WindowLimit
 from tests.chaos.oracle import Kill
 from tests.chaos.parts import Flows, ModelServer, Scene
@@ -88,12 +89,22 @@ def kill(victim: Flows, members: Sequence[Flows]) -> Kill:
     return Kill(f"one of {len(members)}", at, time.time())
 
 
+def _tenants() -> list[str]:
+    """New ones, half of them in either slice of two."""
+    found: list[str] = []
+    while len(found) < TENANTS:
+        tenant = f"t-{uuid4().hex[:6]}"
+        if Slice(len(found) % 2, 2, "tenant").owns_tenant(tenant):
+            found.append(tenant)
+    return found
+
+
 class Load:
     """Requests of several tenants with budgets, one after the other, while entered or until it is told to end."""
 
     def __init__(self, scene: Scene) -> None:
         self.jobs: list[str] = []
-        self.tenants = [f"t-{uuid4().hex[:6]}" for _ in range(TENANTS)]
+        self.tenants = _tenants()
         self._scene = scene
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._submit)
@@ -117,9 +128,18 @@ class Load:
         if self._thread.is_alive():
             self._thread.join()
 
+    def tenants_of_slices(self, count: int) -> list[set[str]]:
+        """Whose are whose, of so many slices of `answer`."""
+        slices = [Slice(index, count, "tenant") for index in range(count)]
+        return [{tenant for tenant in self.tenants if each.owns_tenant(tenant)} for each in slices]
+
     def jobs_of(self, tenants: set[str]) -> list[str]:
         """Those submitted so far for these tenants."""
         return [job_id for n, job_id in enumerate(list(self.jobs)) if self.tenants[n % TENANTS] in tenants]
+
+    def jobs_left(self, answered: Container[str]) -> int:
+        """Of those submitted so far, how many are not answered."""
+        return sum(job_id not in answered for job_id in list(self.jobs))
 
     def most_spent(self) -> int:
         """Tokens that a tenant has used in one window, at most; each call is counted once."""
