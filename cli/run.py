@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.metadata import version
 from threading import Thread
 from types import FrameType
 
@@ -12,15 +13,17 @@ import structlog
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 from bytewax.visualize import to_mermaid
+from prometheus_client import Gauge
 
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
 from cli.memory import settle_memory
-from cli.metrics import serve_metrics
+from cli.metrics import Health, serve_metrics
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.cancellations import Cancellations
 from connectors.event_loop import EventLoop
 from connectors.kafka.cancellations import CancellationReader
+from connectors.kafka.lag import ConsumerLag
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
@@ -32,6 +35,8 @@ from operators.runtime import Runtime
 from schemas.errors import HeadraceError
 
 log = structlog.get_logger()
+
+FLOW_INFO = Gauge("headrace_flow_info", "1 for each flow of the process, and the release that runs it.", ["flow", "version"])
 
 
 @click.command()
@@ -53,12 +58,13 @@ def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_std
             click.echo(to_mermaid(sketch(name)))
         return
     configure_logs(settings.log_level)
-    serve_metrics(settings)
-    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     stop = Stop()
+    health = Health(names, stop, stall_s=settings.stall_s)
+    serve_metrics(settings, health)
+    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
-    run_flows(names, settings, stop)
+    run_flows(names, settings, stop, health=health)
 
 
 def _stop_at_end_of_input(stop: Stop, drain_s: float) -> None:
@@ -72,11 +78,12 @@ def run_flows(
     settings: Settings,
     stop: Stop,
     connect: Callable[[Settings, EventLoop, str], Connectors] = Connectors,
+    health: Health | None = None,
 ) -> None:
     """Run flows side by side until `stop` or until one fails, which stops the others.
 
-    `connect` makes the connectors: one that wraps some of them lets a test kill the process at a chosen moment. Raises
-    the failure of the first flow that failed.
+    `connect` makes the connectors: one that wraps some of them lets a test kill the process at a chosen moment.
+    `health` is told of epochs. Raises the failure of the first flow that failed.
     """
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -86,6 +93,7 @@ def run_flows(
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handle)
+    health = health or Health(names, stop, stall_s=settings.stall_s)
     with ExitStack() as stack:
         directories = {name: stack.enter_context(_recovery(name, settings)) for name in names}
         loop = stack.enter_context(EventLoop())
@@ -95,20 +103,23 @@ def run_flows(
         cancellations = Cancellations()
         reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
         stack.enter_context(reader)
+        stack.enter_context(ConsumerLag(bootstrap_of(settings), settings.kafka_options, health.flows.values()))
         runs = []
         for name in names:
-            pressure = Pressure()
-            topics = KafkaTopics(producer, settings, name, stop, pressure)
-            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations)
+            pressure, progress = Pressure(), health.flows[name]
+            topics = KafkaTopics(producer, settings, name, stop, pressure, progress)
+            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations, progress)
             flow = build(name, runtime, connectors, settings)
             runs.append(_Run(name, flow, directories[name], settings, runtime))
         reader.wait()  # it has read while the models were loaded
         settle_memory()
         for each in runs:
+            FLOW_INFO.labels(each.name, version("headrace")).set(1)
             each.thread.start()
         click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
         for each in runs:
             each.thread.join()
+            FLOW_INFO.remove(each.name, version("headrace"))
         loop.cancel_started()  # before their connections close: a call that is cut off would pass for a failed one
         for each in runs:
             if each.failure is not None:
@@ -117,7 +128,7 @@ def run_flows(
 
 def _recovery(name: str, settings: Settings) -> RecoveryDirectory:
     parent = settings.recovery_dir or settings.data_dir / "recovery"
-    return RecoveryDirectory(parent / name)
+    return RecoveryDirectory(parent / name, flow=name)
 
 
 class _Run:
@@ -126,6 +137,7 @@ class _Run:
     def __init__(
         self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, runtime: Runtime
     ) -> None:
+        self.name = name
         self.failure: Exception | None = None
         self.thread = Thread(target=self._run, name=name, args=(name, flow, recovery, settings, runtime))
 

@@ -7,6 +7,7 @@ from connectors.circuit import Circuits
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.pressure import Pressure
+from connectors.kafka.progress import Progress
 from connectors.kafka.stop import Stop
 from schemas.errors import Fatal
 
@@ -21,4 +22,5 @@ class Runtime:
     pressure: Pressure = field(default_factory=Pressure)  # its sources obey the same one
     circuits: Circuits = field(default_factory=Circuits)  # shared by the flows of a process
     cancellations: Cancellations = field(default_factory=Cancellations)  # same
+    progress: Progress = field(default_factory=lambda: Progress("flow"))  # its sources and sinks report to the same one
     raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says

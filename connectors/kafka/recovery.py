@@ -11,15 +11,20 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 from bytewax.recovery import RecoveryConfig, init_db_dir
+from prometheus_client import Gauge
 
 from schemas.errors import Fatal
+
+SNAPSHOT_BYTES = Gauge(
+    "headrace_snapshot_bytes", "Size of the recovery state on disk: of what a restart reads.", ["flow"]
+)
 
 _SQLITE_FAILURE = re.compile(r'SqliteFailure\(Error \{ code: (?P<code>\w+).*?Some\("(?P<reason>[^"]*)"\)', re.DOTALL)
 
@@ -28,13 +33,15 @@ class RecoveryDirectory:
     """Holds a flow's snapshots while entered; created on first use, private to this user, locked against others.
 
     The lock is the kernel's: it ends with the process, kill -9 included. `partitions` counts only for a new directory;
-    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick.
+    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick. `flow` names it in
+    metrics; by default the directory's name does.
 
     Raises Fatal on entering if another process holds the directory, or if others than its owner can reach it.
     """
 
-    def __init__(self, path: Path, partitions: int = 16) -> None:
+    def __init__(self, path: Path, partitions: int = 16, flow: str | None = None) -> None:
         self._path = path
+        self._flow = flow or path.name
         self._partitions = partitions
         self._lock: int | None = None
 
@@ -44,10 +51,12 @@ class RecoveryDirectory:
         self._lock = self._acquire()
         self._initialize()
         self._forget_unfinished_epochs()
+        SNAPSHOT_BYTES.labels(self._flow).set_function(self._size_bytes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._lock is not None:
+            SNAPSHOT_BYTES.remove(self._flow)
             os.close(self._lock)
             self._lock = None
 
@@ -81,6 +90,13 @@ class RecoveryDirectory:
     @property
     def _store(self) -> Path:
         return self._path / "snapshots"
+
+    def _size_bytes(self) -> float:
+        total = 0
+        for file in self._store.glob("*"):
+            with suppress(FileNotFoundError):  # a write-ahead log may end at any time
+                total += file.stat().st_size
+        return total
 
     def _check_private(self) -> None:
         found = self._path.stat()

@@ -28,13 +28,13 @@ from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  #
 
 from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
 from connectors.kafka.pressure import Pressure
+from connectors.kafka.progress import Place, Progress
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from schemas.errors import Fatal, Retryable
 
 log = structlog.get_logger()
 
-Place = tuple[str, int]  # topic, partition
 Position = tuple[int, int]  # version of this layout, offset of the next record: what a snapshot holds
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
@@ -285,6 +285,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     - `max_batch`: records per partition handed on at once; small, so that results behind them are not held back.
     - `max_per_epoch`: records per partition and epoch; Timely queues without bound within an epoch.
     - `start`: where a partition without a snapshot begins.
+    - `progress`: is told of positions and of the end of each epoch.
     """
 
     def __init__(  # noqa: PLR0913  # options by keyword
@@ -300,7 +301,9 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         max_per_epoch: int = 1000,
         start: Literal["earliest", "latest"] = "earliest",
         epoch_s: float = 1.0,
+        progress: Progress | None = None,
     ) -> None:
+        self._progress = progress or Progress(group_id)
         self._epoch_s = epoch_s
         self._bootstrap = bootstrap
         self._topics = tuple(topics)
@@ -339,6 +342,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
                         "run the release that wrote it"
                     )
             consumer.add(place, offset)
+        self._progress.reads(place, offset)
         return _KafkaPartition(self, consumer, place, offset)
 
     def _watermarks_at_start(self, consumer: _SharedConsumer, place: Place) -> tuple[int, int]:
@@ -353,6 +357,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         return self._shared
 
     def _remove(self, place: Place) -> None:
+        self._progress.reads_no_more(place)
         with self._lock:
             if self._shared is not None and self._shared.remove(place):
                 self._shared = None
@@ -366,6 +371,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._next_offset = offset
         self._recoverable_offset = offset  # a restart resumes here or later
         self._emitted_in_epoch = 0
+        self._epoch = 0  # how many have ended
         self._busy = True
         self._epochs = Epochs(source._epoch_s, datetime.now(UTC))  # noqa: SLF001  # a part of the source
 
@@ -396,6 +402,10 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         """Bytewax calls this at the end of every epoch, once all that was emitted before it is durable."""
         self._consumer.commit(self._place, self._recoverable_offset)
         self._recoverable_offset = self._next_offset
+        self._epoch += 1
+        self._source._progress.ended(  # noqa: SLF001  # a part of the source
+            self._place, self._epoch, offset=self._next_offset, records=self._emitted_in_epoch
+        )
         self._emitted_in_epoch = 0
         self._epochs.began(datetime.now(UTC))
         return (_VERSION, self._next_offset)
