@@ -71,10 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _READ_S
     server: "_Server"
 
-    def do_GET(self) -> None:  # noqa: N802  # http.server names it
+    def do_GET(self) -> None:
         self._answer(with_body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802  # same
+    def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:

@@ -36,7 +36,9 @@ from schemas.errors import HeadraceError
 
 log = structlog.get_logger()
 
-FLOW_INFO = Gauge("headrace_flow_info", "1 for each flow of the process, and the release that runs it.", ["flow", "version"])
+FLOW_INFO = Gauge(
+    "headrace_flow_info", "1 for each flow of the process, and the release that runs it.", ["flow", "version"]
+)
 
 
 @click.command()

@@ -78,15 +78,15 @@ AttemptEnd = Literal["ok", "retryable", "unavailable", "poison", "fatal", "cance
 IN_FLIGHT = Gauge("headrace_offload_in_flight", "Calls that are being made.", ["step"])
 WAITING = Gauge(
     "headrace_offload_waiting",
-    "Messages that the step has taken in and that no call is being made for: they wait for a slot, for their dependency, "
-    "for their next attempt, or with `same` for another one's call.",
+    "Messages that the step has taken in and that no call is being made for: they wait for a slot, for a dependency "
+    "that is out, for their next attempt, or for the answer to the same request.",
     ["step"],
 )
 CAPACITY = Gauge("headrace_offload_capacity", "Calls in flight at most, in this process.", ["step"])
 ATTEMPTS = Counter(
     "headrace_attempts_total",
     "Calls by what they ended with: ok retryable unavailable poison fatal cancelled deadline; and messages that were "
-    "put off, refused or ended without a call. An answer from the ledger is none.",
+    "put off or ended without one. An answer from the ledger is none.",
     ["step", "outcome"],
 )
 CALL_SECONDS = Histogram("headrace_call_seconds", "Of each call, however it ended.", ["step"], buckets=CALL_BUCKETS_S)
@@ -98,8 +98,8 @@ DISPATCHED_TO_STORED = Histogram(
 )
 STATE_SECONDS = Histogram(
     "headrace_state_seconds",
-    "How long a message was in a state, each time: waiting (for a slot, or for a dependency that is out), running (in a "
-    "call), retrying (in backoff); held (by its tenant's budget or for a review, since the flow took it up).",
+    "How long a message was in a state, each time: waiting (for a slot, or for a dependency that is out), running (in "
+    "a call), retrying (in backoff); held (by its tenant's budget or for a review, since the flow took it up).",
     ["step", "state"],
     buckets=STATE_BUCKETS_S,
 )
@@ -468,24 +468,17 @@ class _Step(Generic[X, Y]):
 
     async def _call(self, pending: Pending[X], turn: "_Turn") -> Y:
         """One call under its limits; what becomes of it is told to the circuit. Then its slot is free again."""
-        turn.called = True
-        self._calls += 1
-        began = monotonic()
-        if pending.called_at is None:
-            pending.called_at = began
         try:
-            return await self._told(pending, turn.permit)
+            return await self._told(pending, turn)
         finally:
-            took_s = monotonic() - began
-            self._call_s.observe(took_s)
-            self._running_s.observe(took_s)
-            self._calls -= 1
             turn.end()
 
-    async def _told(self, pending: Pending[X], permit: Permit | None) -> Y:
+    async def _told(self, pending: Pending[X], turn: "_Turn") -> Y:
+        permit = turn.permit
         try:
             async with _while_wanted(pending):
-                result = await self._charged(pending)
+                turn.called = True
+                result = await self._timed(pending)
         except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
         except Retryable as error:
@@ -499,6 +492,19 @@ class _Step(Generic[X, Y]):
         if permit is not None:
             permit.succeeded()
         return result
+
+    async def _timed(self, pending: Pending[X]) -> Y:
+        began = monotonic()
+        if pending.called_at is None:
+            pending.called_at = began
+        self._calls += 1
+        try:
+            return await self._charged(pending)
+        finally:
+            self._calls -= 1
+            took_s = monotonic() - began
+            self._call_s.observe(took_s)
+            self._running_s.observe(took_s)
 
     async def _charged(self, pending: Pending[X]) -> Y:
         try:

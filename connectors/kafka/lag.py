@@ -1,14 +1,14 @@
 """How many records wait for a flow, by partition, told whenever somebody asks for metrics.
 
-The end of a partition is asked of the brokers. What the flow's own consumer knows of it is as old as its last fetch, and
-it fetches nothing while it is paused, or has a thousand records that the flow does not take: in an outage of the model,
-of all times, its lag would stand still.
+The end of a partition is asked of the brokers. What the flow's own consumer knows of it is as old as its last fetch,
+and it fetches nothing while it is paused, or has a thousand records that the flow does not take: in an outage of the
+model, of all times, its lag would stand still.
 """
 
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from confluent_kafka import KafkaException, TopicPartition
@@ -75,7 +75,10 @@ class ConsumerLag(Collector):
         if not places or time.monotonic() - self._asked_at < _FRESH_S:
             return
         if self._admin is None:
-            self._admin = AdminClient(base_config(self._bootstrap, self._config, ConnectionErrors("metrics")))
+            settings: dict[str, Any] = base_config(
+                self._bootstrap, self._config, ConnectionErrors("metrics", quiet=True)
+            )
+            self._admin = AdminClient(settings)
         until = time.monotonic() + _TIMEOUT_S
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # its stub's omission
         try:
