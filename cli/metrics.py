@@ -46,7 +46,7 @@ class Health:
     def _alive(self, progress: Progress) -> tuple[bool, str]:
         silent_s, deadline = progress.silent_s, self._stop.deadline
         if silent_s is None:
-            return True, f"{progress.flow}: starting for {progress.age_s:.1f} s\n"
+            return True, f"{progress.flow}: no epoch yet, {progress.age_s:.1f} s after the start\n"
         last = f"{progress.flow}: last epoch {silent_s:.1f} s ago"
         if deadline is not None:
             return monotonic() < deadline + self._stall_s, f"{last}; stopping\n"
@@ -64,7 +64,9 @@ class Health:
             return False, f"{progress.flow}: stopping\n"
         if not progress.began:
             return False, f"{progress.flow}: no epoch is closed yet, {progress.age_s:.1f} s after the start\n"
-        return True, f"{progress.flow}: last epoch {progress.silent_s or 0.0:.1f} s ago\n"
+        if progress.silent_s is None:
+            return True, f"{progress.flow}: no partition is read by this process\n"
+        return True, f"{progress.flow}: last epoch {progress.silent_s:.1f} s ago\n"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,8 +1,9 @@
 """How far a flow is: its epochs, and its positions in the topics that it reads. What probes and metrics show.
 
-An epoch is closed once everything that was read in it is through all steps, and what it wrote is acknowledged: that is
-the flow's heartbeat. Both ends of a flow report it, since of a cluster's processes some may have no partition of a
-topic, and some none of a sink's parts.
+An epoch is closed once everything that was read in it is through all steps, and what it wrote is acknowledged. Bytewax
+lets no source end an epoch before the one before it is closed, in all processes: that is the flow's heartbeat. Sinks
+are asked to flush only in epochs in which they were written to. Of a cluster that has more processes than a flow has
+partitions, some read none: those have no heartbeat, and must not be taken for dead.
 """
 
 import threading
@@ -22,13 +23,18 @@ EPOCH_SECONDS = Histogram(
 SNAPSHOT_SECONDS = Histogram(
     "headrace_snapshot_seconds",
     "From the end of an epoch at its sources until its sinks have flushed: until all that was on its way is through "
-    "the steps, and acknowledged by the brokers. Nothing is read meanwhile.",
+    "the steps, and acknowledged by the brokers. Nothing is read meanwhile. Epochs without output are left "
+    "out.",
     ["flow"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120),
 )
 READ = Counter(
     "headrace_records_read_total", "Records that the flow has taken up; told once per epoch.", ["flow", "topic"]
 )
+
+
+NO_PARTITION_S = 30.0
+"""After which a process that was given no partition waits for none: the others give them out while they start."""
 
 
 class Progress:
@@ -40,11 +46,18 @@ class Progress:
         self._lock = threading.Lock()
         self._positions: dict[Place, int] = {}
         self._began_at = clock()
+        self._listed_at: float | None = None
         self._beat_at: float | None = None
         self._closed = 0
         self._epoch = 0  # the number of the last one that has ended at a source
         self._ended_at = 0.0  # when
         self._flushed_at: float | None = None  # when its last sink was through
+
+    def listed(self) -> None:
+        """The flow has learned which partitions there are; now they are given out."""
+        with self._lock:
+            if self._listed_at is None:
+                self._listed_at = self._clock()
 
     def reads(self, place: Place, offset: int) -> None:
         """A partition will be read from there."""
@@ -89,8 +102,10 @@ class Progress:
     def flushed(self) -> None:
         """A sink has delivered everything of an epoch, which is thereby closed for it."""
         with self._lock:
-            self._flushed_at = self._beat_at = self._clock()
+            self._flushed_at = self._clock()
             self._closed = max(self._closed, 1)
+            if self._beat_at is not None:  # without partitions here it would be the last one for long
+                self._beat_at = self._flushed_at
 
     def waits(self) -> None:
         """The flow halts its epochs for a reason that ends by itself: calls in flight, all of them with a timeout."""
@@ -100,12 +115,14 @@ class Progress:
 
     @property
     def began(self) -> bool:
-        """Whether the first epoch is closed, and so all state restored."""
-        return self._closed > 0
+        """Whether the first epoch is closed, and so all state restored; or there will be none in this process."""
+        with self._lock:
+            without = self._listed_at is not None and not self._positions
+            return self._closed > 0 or (without and self._clock() - (self._listed_at or 0.0) > NO_PARTITION_S)
 
     @property
     def silent_s(self) -> float | None:
-        """Seconds since the last sign of an epoch; None before the first."""
+        """Seconds since the last sign of an epoch; None before the first, and where no partition is read."""
         with self._lock:
             return None if self._beat_at is None else self._clock() - self._beat_at
 

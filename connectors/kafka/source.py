@@ -323,7 +323,9 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     def list_parts(self) -> list[str]:
         """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
         with self._lock:
-            return [f"{topic}/{partition}" for topic, partition in self._consumer().partitions(self._topics)]
+            parts = [f"{topic}/{partition}" for topic, partition in self._consumer().partitions(self._topics)]
+        self._progress.listed()
+        return parts
 
     def build_part(self, step_id: str, for_part: str, resume_state: Position | None) -> "_KafkaPartition":  # noqa: ARG002  # bytewax names them
         """Resume where the snapshot says, or begin at `start`."""

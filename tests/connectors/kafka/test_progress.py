@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 from prometheus_client import REGISTRY
 
-from connectors.kafka.progress import Progress
+from connectors.kafka.progress import NO_PARTITION_S, Progress
 
 ONE, OTHER = ("in", 0), ("in", 1)
 
@@ -95,6 +95,22 @@ def test_epochs_and_snapshots_are_timed_once_however_many_partitions_and_sinks_t
     assert sampled("epoch_seconds_sum", flow=progress.flow) == pytest.approx(2.0)
     assert sampled("snapshot_seconds_count", flow=progress.flow) == 2
     assert sampled("snapshot_seconds_sum", flow=progress.flow) == pytest.approx(2 * 0.25)
+
+
+def test_a_process_that_was_given_no_partition_is_ready_after_a_while_and_never_taken_for_dead(
+    progress: Progress, clock: Hand
+) -> None:
+    clock.now += 1000
+    assert not began(progress)
+    progress.listed()
+    clock.now += NO_PARTITION_S - 1
+    progress.listed()
+    assert not began(progress)
+    clock.now += 2
+    assert began(progress)
+    progress.flushed()  # a sink's part, now and then
+    clock.now += 1000
+    assert silent_s(progress) is None
 
 
 def test_positions_are_those_of_the_partitions_that_are_read(progress: Progress) -> None:
