@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.metadata import version
 from threading import Thread
 from types import FrameType
 
@@ -12,11 +13,12 @@ import structlog
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 from bytewax.visualize import to_mermaid
+from prometheus_client import Gauge
 
 from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
 from cli.memory import settle_memory
-from cli.metrics import serve_metrics
+from cli.metrics import Health, serve_metrics
 from cli.processes import run_cluster
 from cli.slicing import slice_of
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
@@ -25,6 +27,7 @@ from connectors.cluster import MOST_PROCESSES, Cluster
 from connectors.event_loop import EventLoop
 from connectors.kafka.cancellations import CancellationReader
 from connectors.kafka.epochs import epoch_interval
+from connectors.kafka.lag import ConsumerLag
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.recovery import RecoveryDirectory
@@ -39,6 +42,10 @@ log = structlog.get_logger()
 
 INDEXED = frozenset({"ingest", "index", "answer", "search"})  # flows that open the vector index
 ALONE = frozenset({"webhooks"})  # flows whose steps share more than keyed state
+
+FLOW_INFO = Gauge(
+    "headrace_flow_info", "1 for each flow of the process, and the release that runs it.", ["flow", "version"]
+)
 
 
 @click.command()
@@ -69,16 +76,18 @@ def run(
         return
     configure_logs(settings.log_level)
     cluster = _cluster(names, settings, processes)
-    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     stop = Stop()
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
     if processes is not None and processes > 1:
+        ensure_reachable(bootstrap_of(settings), settings.kafka_options)
         run_cluster(names[0], processes, settings, stop)
         return
-    serve_metrics(settings)
+    health = Health(names, stop, stall_s=settings.stall_s)
+    serve_metrics(settings, health)
+    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
     try:
-        run_flows(names, settings, stop)
+        run_flows(names, settings, stop, health=health)
     except HeadraceError as error:
         if cluster.is_alone:
             raise
@@ -123,11 +132,12 @@ def run_flows(
     settings: Settings,
     stop: Stop,
     connect: Callable[[Settings, EventLoop, str], Connectors] = Connectors,
+    health: Health | None = None,
 ) -> None:
     """Run flows side by side until `stop` or until one fails, which stops the others.
 
-    `connect` makes the connectors: one that wraps some of them lets a test kill the process at a chosen moment. Raises
-    the failure of the first flow that failed.
+    `connect` makes the connectors: one that wraps some of them lets a test kill the process at a chosen moment.
+    `health` is told of epochs. Raises the failure of the first flow that failed.
     """
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -137,6 +147,7 @@ def run_flows(
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handle)
+    health = health or Health(names, stop, stall_s=settings.stall_s)
     with ExitStack() as stack:
         cluster = Cluster(settings.cluster, settings.cluster_process)
         directories = {name: stack.enter_context(_recovery(name, settings, cluster)) for name in names}
@@ -147,12 +158,13 @@ def run_flows(
         cancellations = Cancellations()
         reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
         stack.enter_context(reader)
+        stack.enter_context(ConsumerLag(bootstrap_of(settings), settings.kafka_options, health.flows.values()))
         runs = []
         for name in names:
-            pressure = Pressure()
-            topics = KafkaTopics(producer, settings, name, stop, pressure)
+            pressure, progress = Pressure(), health.flows[name]
+            topics = KafkaTopics(producer, settings, name, stop, pressure, progress)
             mine = slice_of(name, settings)
-            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations, cluster, mine)
+            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations, cluster, mine, progress)
             flow = build(name, runtime, connectors, settings)
             if not cluster.is_alone:
                 signals("signals", flow, runtime, epoch_s=settings.epoch_s, drain_s=settings.drain_s)
@@ -160,10 +172,12 @@ def run_flows(
         reader.wait()  # it has read while the models were loaded
         settle_memory()
         for each in runs:
+            FLOW_INFO.labels(each.name, version("headrace")).set(1)
             each.thread.start()
         click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
         for each in runs:
             each.thread.join()
+            FLOW_INFO.remove(each.name, version("headrace"))
         loop.cancel_started()  # before their connections close: a call that is cut off would pass for a failed one
         for each in runs:
             if each.failure is not None:
@@ -173,7 +187,8 @@ def run_flows(
 def _recovery(name: str, settings: Settings, cluster: Cluster) -> RecoveryDirectory:
     parent = settings.recovery_dir or settings.data_dir / "recovery"
     mine = slice_of(name, settings)
-    return RecoveryDirectory(parent / name, process=cluster.process, of="" if mine is None else str(mine))
+    of = "" if mine is None else str(mine)
+    return RecoveryDirectory(parent / name, flow=name, process=cluster.process, of=of)
 
 
 class _Run:
@@ -182,6 +197,7 @@ class _Run:
     def __init__(
         self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, runtime: Runtime
     ) -> None:
+        self.name = name
         self.failure: Exception | None = None
         self.thread = Thread(target=self._run, name=name, args=(name, flow, recovery, settings, runtime))
 

@@ -21,6 +21,7 @@ from connectors.kafka.budgets import read_budgets
 from connectors.kafka.port import Delivered
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.producer import ReliableProducer
+from connectors.kafka.progress import Progress
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
@@ -58,8 +59,15 @@ class KafkaTopics:
     """The Topics of one flow on Kafka. All sinks of a process share a producer, so that order per key holds."""
 
     def __init__(
-        self, producer: ReliableProducer, settings: Settings, flow: str, stop: Stop, pressure: Pressure
+        self,
+        producer: ReliableProducer,
+        settings: Settings,
+        flow: str,
+        stop: Stop,
+        pressure: Pressure,
+        progress: Progress | None = None,
     ) -> None:
+        self._progress = progress or Progress(flow)
         self._pressure = pressure
         self._producer = producer
         self._settings = settings
@@ -78,6 +86,7 @@ class KafkaTopics:
             config=self._settings.kafka_options,
             epoch_s=self._settings.epoch_s,
             only=self._reads,
+            progress=self._progress,
         )
 
     def _reads(self, partition: int) -> bool:
@@ -86,7 +95,7 @@ class KafkaTopics:
 
     def sink(self, delivered: Delivered | None = None) -> KafkaSink:
         """Any topic."""
-        return KafkaSink(self._producer, delivered)
+        return KafkaSink(self._producer, delivered, progress=self._progress)
 
 
 class Connectors:

@@ -13,43 +13,92 @@ import signal
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
+from time import monotonic
 from typing import TypeVar, cast
+
+from prometheus_client import Counter, Gauge
 
 from schemas.errors import Poison, Retryable
 
 R = TypeVar("R")
 
+BUSY_SECONDS = Counter(
+    "headrace_executor_busy_seconds_total",
+    "Seconds that workers have worked, added when a call ends: its rate over the number of workers is the busy share.",
+    ["executor"],
+)
+WORKERS = Gauge(
+    "headrace_executor_workers", "Threads or processes that the executor has at most, in this process.", ["executor"]
+)
+
 LENGTH = struct.Struct(">Q")
 _BUFFER_BYTES = 1 << 20
 
 
-class ThreadExecutor:
-    """`workers` threads of its own. Use it from one event loop."""
+class Workers:
+    """What metrics say of an executor: how many workers it has until it is closed, and how long they have worked."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, executor: str, count: int) -> None:
+        self._count = count
+        self._busy_s = BUSY_SECONDS.labels(executor)
+        self._gauge = WORKERS.labels(executor)
+        self._gauge.inc(count)
+
+    def call(self, function: Callable[..., R], *arguments: object) -> R:
+        """Work in a worker that is this thread."""
+        with self.busy():
+            return function(*arguments)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """One worker works."""
+        began = monotonic()
+        try:
+            yield
+        finally:
+            self.worked(monotonic() - began)
+
+    def worked(self, seconds: float) -> None:
+        """One worker has worked for so long."""
+        self._busy_s.inc(seconds)
+
+    def close(self) -> None:
+        """There are no workers any more; may be repeated."""
+        self._gauge.dec(self._count)
+        self._count = 0
+
+
+class ThreadExecutor:
+    """`workers` threads of its own; metrics call it `name`. Use it from one event loop."""
+
+    def __init__(self, workers: int, *, name: str = "threads") -> None:
+        self._workers = Workers(name, workers)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="executor")
 
     async def run(self, function: Callable[..., R], *arguments: object) -> R:
         """Call `function` in a thread; what it raises is raised here. Waits for a free thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
+        timed = partial(self._workers.call, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
 
     async def close(self) -> None:
         """Start nothing more; threads that still work are left to end with the process."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
 
 class ProcessExecutor:
     """`workers` processes, started when they are needed and replaced after `recycle_after` calls. Use it from one loop.
 
     Function, arguments and result travel as pickle, so the function must be importable: defined at the top level of a
-    module. Processes end with this one, however it ends, and do not hear its Ctrl-C.
+    module. Processes end with this one, however it ends, and do not hear its Ctrl-C. Metrics call it `name`.
     """
 
-    def __init__(self, workers: int, *, recycle_after: int = 200) -> None:
+    def __init__(self, workers: int, *, recycle_after: int = 200, name: str = "processes") -> None:
+        self._workers = Workers(name, workers)
         self._slots = asyncio.Semaphore(workers)
         self._recycle_after = recycle_after
         self._idle: list[_Worker] = []
@@ -70,7 +119,8 @@ class ProcessExecutor:
         async with self._slots:
             worker = await self._take()
             try:
-                raised, value = await worker.ask(request, name)
+                with self._workers.busy():
+                    raised, value = await worker.ask(request, name)
             except BaseException:
                 self._end(worker)
                 raise
@@ -107,6 +157,7 @@ class ProcessExecutor:
         self._idle.clear()
         while self._ending:
             await asyncio.wait(self._ending)
+        self._workers.close()
 
 
 class _Worker:

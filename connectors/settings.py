@@ -172,7 +172,18 @@ class Settings(BaseSettings):
     )
     webhook_private: bool = Field(default=False, description="Callbacks may go to addresses that are not public.")
     metrics_port: int | None = Field(
-        default=None, ge=1, le=65_535, description="Port for Prometheus, on all interfaces; none by default."
+        default=None,
+        ge=1,
+        le=65_535,
+        description="Port of `/metrics`, on all interfaces, and of a flow's probes `/livez` and `/readyz`; none by "
+        "default.",
+    )
+    stall_s: float = Field(
+        default=180.0,
+        gt=0,
+        le=86_400,
+        description="Seconds without the end of an epoch after which `/livez` fails; more than the 125 in which a flow "
+        "waits for its brokers, and then stops by itself.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity logged."
@@ -212,6 +223,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"HEADRACE_CHUNK_OVERLAP_TOKENS={self.chunk_overlap_tokens}: must be at most half of "
                 f"HEADRACE_CHUNK_TOKENS={self.chunk_tokens}"
+            )
+        if self.stall_s < 2 * self.epoch_s:
+            raise ValueError(
+                f"HEADRACE_STALL_S={self.stall_s:g}: must be at least twice HEADRACE_EPOCH_S={self.epoch_s:g}"
             )
         if any(window.money is not None for window in (self.budget or Budget()).windows) and not self.prices:
             raise ValueError("HEADRACE_BUDGET is in money: HEADRACE_PRICES must say what tokens cost")

@@ -69,9 +69,9 @@ def build(
     wanted = op.merge("wanted", known.fresh, repeated.unknown, resumed.oks)
     guarded = guard("guard", wanted, used.oks, decided.oks, policy.guard, runtime)
     retrieved = retrieve("retrieve", guarded.oks, spaces, vectors, runtime)
-    paying = charge(policy.budget.prices)
-    afforded = budget("budget", retrieved.oks, used.oks, budgets.oks, paying, policy.budget, runtime)
-    answered = infer("infer", afforded.oks, llm, ledger, policy.inference, policy.ambiguity, runtime)
+    prices = policy.budget.prices
+    afforded = budget("budget", retrieved.oks, used.oks, budgets.oks, charge(prices), policy.budget, runtime)
+    answered = infer("infer", afforded.oks, llm, ledger, policy.inference, policy.ambiguity, runtime, prices)
 
     results = op.merge("results", answered.results, repeated.results)
     produce("completed", results, ResultCompleted, runtime, published=ledger.mark_published, before=tokens_used)

@@ -30,10 +30,12 @@ from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
+from connectors.histogram import Observations
 from connectors.kafka.record import OutgoingRecord, Record, outgoing
+from connectors.metric_labels import TENANTS
 from operators.account import Account, AccountSnapshot, Cost, Over
 from operators.envelope import Envelope, Job
-from operators.offload import DeadlineExceeded
+from operators.offload import STATE_SECONDS, DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged
@@ -125,6 +127,7 @@ class _Step(Generic[X]):
     policy: BudgetPolicy
     clock: Callable[[], datetime]
     cancellations: Cancellations
+    held_s: Observations
 
     def is_cancelled(self, job: Job) -> bool:
         return self.cancellations.of(job.tenant, job.job_id) is not None
@@ -188,10 +191,10 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         money = self._step.policy.prices.money(used.model, used.prompt_tokens, used.completion_tokens)
         overrun = self._account.settle(used.admission_id, Cost(used.tokens, money), used.used_at.timestamp(), now)
         if overrun is None:
-            UNRESERVED.labels(used.tenant).inc()
+            UNRESERVED.labels(TENANTS.label(used.tenant)).inc()
             log.warning("usage for which nothing was reserved", tenant=used.tenant, job_id=used.job_id)
         elif overrun:
-            OVERRUN.labels(used.tenant).inc()
+            OVERRUN.labels(TENANTS.label(used.tenant)).inc()
             log.warning("call used more than was reserved", tenant=used.tenant, job_id=used.job_id, tokens=used.tokens)
 
     def _change(
@@ -251,7 +254,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         if over is None:
             yield self._admitted(deferred)
             return
-        OVER.labels(envelope.job.tenant, policy).inc()
+        OVER.labels(TENANTS.label(envelope.job.tenant), policy).inc()
         if policy == "alert":
             log.warning("over budget", tenant=envelope.job.tenant, job_id=envelope.job.job_id, reason=over.reason())
             yield key, self._status(deferred, JobState.RUNNING, f"over budget, and let through: {over.reason()}", None)
@@ -282,10 +285,12 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._lookout.looked()
         for each in [each for each in self._deferred if self._step.is_cancelled(each.envelope.job)]:
             self._deferred.remove(each)
+            self._tell_held(each, now)
             yield each.key, each.envelope
         expired = [each for each in self._deferred if _is_late(each.envelope.job, now)]
         for each in expired:
             self._deferred.remove(each)
+            self._tell_held(each, now)
             error = DeadlineExceeded("the job's deadline passed while its tenant's budget was used up")
             yield self._buried(each, error)
         while self._deferred:
@@ -296,8 +301,12 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 self._resume_at = over.resume_at
                 return
             self._deferred.popleft()
+            self._tell_held(first, now)
             yield self._admitted(first) if over is None or force else self._rejected(first, over)
         self._resume_at = None
+
+    def _tell_held(self, deferred: _Deferred[X], now: float) -> None:
+        self._step.held_s.observe(max(0.0, now - deferred.envelope.received_at.timestamp()))
 
     def _admitted(self, deferred: _Deferred[X]) -> tuple[str, object]:
         return deferred.key, deferred.envelope.admitted(deferred.admission_id)
@@ -389,7 +398,8 @@ def budget(
     Whoever makes the call must say on usage.tokens what became of it, or the reservation stays.
     """
     codec: TypeAdapter[Envelope[X]] = TypeAdapter(Envelope[charge.body])  # type: ignore[name-defined]  # at run time
-    step = _Step(flow_step(step_id), codec, charge, policy, clock, runtime.cancellations)
+    name = flow_step(step_id)
+    step = _Step(name, codec, charge, policy, clock, runtime.cancellations, STATE_SECONDS.labels(name, "held"))
 
     def status(item: object) -> OutgoingRecord | None:
         return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None

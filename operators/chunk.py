@@ -209,7 +209,7 @@ def chunk(
     runtime: Runtime,
 ) -> Outcome[ChunkedDocument]:
     """Cut each document, in order per document."""
-    threads = ThreadExecutor(CHUNK.capacity)
+    threads = ThreadExecutor(CHUNK.capacity, name="chunker")
 
     async def work(envelope: Envelope[DocumentExtracted]) -> ChunkedDocument:
         space = await spaces.of(envelope.body.collection)

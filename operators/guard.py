@@ -22,19 +22,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 from typing import Any, cast
+from weakref import finalize
 from zlib import crc32
 
 import bytewax.operators as op
 import structlog
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope
+from operators.offload import STATE_SECONDS
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from schemas.errors import Fatal, GaveUp, Poison
@@ -48,6 +50,7 @@ log = structlog.get_logger()
 
 STOPPED = Counter("headrace_guard_stopped_total", "Jobs that a guard has stopped for a review", ["limit"])
 IGNORED = Counter("headrace_review_decisions_ignored_total", "Decisions for jobs that do not wait for one")
+REVIEWS_OPEN = Gauge("headrace_reviews_open", "Jobs that wait for a person, of those that this process has.")
 
 BUCKETS = 1024  # keys of the state: one for many roots, since bytewax keeps some 800 bytes for each
 ROOTS = 256  # per bucket; beyond that the ones that were silent longest are forgotten
@@ -188,6 +191,19 @@ class _Held:
     plain: object = None
 
 
+class _OpenReviews:
+    """What the gauge has of one bucket; nothing any more once the bucket is gone."""
+
+    def __init__(self, bucket: "_Bucket") -> None:
+        self._told = 0
+        finalize(bucket, self.are, 0).atexit = False
+
+    def are(self, waiting: int) -> None:
+        if waiting != self._told:
+            REVIEWS_OPEN.inc(waiting - self._told)
+            self._told = waiting
+
+
 _Snapshot = tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]], GenerationsSnapshot, list[tuple[float, str]]]
 
 _CODEC: TypeAdapter[Envelope[RequestSubmitted]] = TypeAdapter(Envelope[RequestSubmitted])
@@ -213,8 +229,11 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         self._held: dict[str, _Held] = {}  # by review id
         self._early: dict[tuple[str, str], tuple[float, ReviewDecided]] = {}  # by review and job: when it came
         self._counted = Generations(COUNTED, self._now())
+        self._held_s = STATE_SECONDS.labels(name, "held")
+        self._open = _OpenReviews(self)
         if resume is not None:
             self._restore(resume)
+            self._open.are(len(self._held))
 
     def _restore(self, resume: _Snapshot) -> None:
         version, roots, held, counted, *early = resume
@@ -252,6 +271,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 case _:
                     emitted += self._check(key, envelope, now)
         self._forget(now)
+        self._open.are(len(self._held))
         return emitted, self._is_empty
 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
@@ -260,16 +280,17 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         emitted: list[tuple[str, object]] = []
         self._lookout.looked()
         for review_id in [each for each, held in self._held.items() if self._is_cancelled(held.envelope)]:
-            held = self._held.pop(review_id)
+            held = self._let_go(review_id, now)
             self._counted.add(digest_of(review_id), now)  # a decision comes too late
             emitted.append((held.key, held.envelope))
         for review_id in [each for each, held in self._held.items() if held.expires_at <= now]:
-            held = self._held.pop(review_id)
+            held = self._let_go(review_id, now)
             days = self._policy.review_s / 86_400
             error = GaveUp(f"nobody has decided its review within {days:g} days ({held.limit})")
             emitted.append((held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)))
         for early in [each for each, (at, _) in self._early.items() if at + EARLY_S <= now]:
             self._ignore(self._early.pop(early)[1])
+        self._open.are(len(self._held))
         return emitted, self._is_empty
 
     @property
@@ -349,7 +370,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         if held is None or held.envelope.job.job_id != decided.job_id:
             self._ignore(decided)
             return
-        del self._held[decided.review_id]
+        self._let_go(decided.review_id, now)
         self._counted.add(digest_of(decided.review_id), now)
         by = f" by {decided.reviewer}" if decided.reviewer else ""
         note = f": {decided.note}" if decided.note else ""
@@ -363,6 +384,11 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         root.raised[held.limit] = max(decided.allowed or 0, needed, root.raised.get(held.limit, 0))
         yield held.key, self._status(held.envelope, JobState.RUNNING, f"approved{by}{note}")
         yield from self._check(held.key, held.envelope, now, held.limit)
+
+    def _let_go(self, review_id: str, now: float) -> _Held:
+        held = self._held.pop(review_id)
+        self._held_s.observe(max(0.0, now - held.envelope.received_at.timestamp()))
+        return held
 
     def _is_cancelled(self, envelope: Envelope[RequestSubmitted]) -> bool:
         return self._cancellations.of(envelope.job.tenant, envelope.job.job_id) is not None

@@ -19,6 +19,7 @@ from typing import TypeVar
 import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
+from prometheus_client import Counter
 
 from connectors.ledger.port import Ledger, Usage
 from connectors.llm.port import (
@@ -32,6 +33,7 @@ from connectors.llm.port import (
     estimated_tokens,
     length_of,
 )
+from connectors.metric_labels import MODELS, TENANTS
 from connectors.vector_index.port import Hit
 from operators.account import Cost
 from operators.budget import Charge
@@ -43,15 +45,25 @@ from operators.paid_once import AmbiguityPolicy, PaidOnce
 from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
 from schemas.dead_letter import DeadLetter, redrives
-from schemas.errors import Bill, Poison, Retryable
+from schemas.errors import Bill, HeadraceError, Poison, Retryable
 from schemas.event import derive_id, utc_now
-from schemas.prices import Prices
+from schemas.prices import MONEY_UNITS, Prices
 from schemas.requests import ChatMessage, RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
 from schemas.tools import ToolRequested
 from schemas.usage import TokensUsed
 
 A = TypeVar("A", ResultCompleted, ToolRequested)
+
+TOKENS = Counter(
+    "headrace_tokens_total",
+    "Tokens of calls whose usage is known, or estimated, by direction: in (prompt), out (completion). Counted when the "
+    "call ends, and so without repeats; answers that were refused are billed as well.",
+    ["tenant", "model", "direction"],
+)
+COST = Counter(
+    "headrace_cost_total", "What those tokens cost by HEADRACE_PRICES, in its currency.", ["tenant", "model"]
+)
 
 INFER = OffloadPolicy(
     dependency="llm",
@@ -212,7 +224,29 @@ async def complete(llm: LLM, prompt: Prompt, narration: Narration) -> Completion
     raise Retryable("the model's stream ended without a completion")
 
 
-async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
+class Meter:
+    """Counts what calls use, and cost."""
+
+    def __init__(self, prices: Prices) -> None:
+        self._prices = prices
+        self._counters: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}  # bounded, as the labels are
+
+    def count(self, tenant: str, bill: Bill) -> None:
+        """One call."""
+        labels = TENANTS.label(tenant), MODELS.label(bill.model)
+        counters = self._counters.get(labels)
+        if counters is None:
+            counters = TOKENS.labels(*labels, "in"), TOKENS.labels(*labels, "out"), COST.labels(*labels)
+            self._counters[labels] = counters
+        read, written, cost = counters
+        read.inc(bill.prompt_tokens)
+        written.inc(bill.completion_tokens)
+        money = self._prices.money(bill.model, bill.prompt_tokens, bill.completion_tokens)
+        if money:
+            cost.inc(money / MONEY_UNITS)
+
+
+async def answer(pending: Pending[RetrievedRequest], llm: LLM, meter: Meter) -> Answer:
     """One inference, and its account; or the tool that the model wants first."""
     envelope = pending.envelope
     retrieved = envelope.body
@@ -225,13 +259,20 @@ async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
     except asyncio.CancelledError:
         if pending.cancelled is not None:  # what was written until then is billed
             read, written = estimated_tokens(length_of(prompt)), estimated_tokens(narration.chars)
-            pending.charge(Bill(llm.model, read, written, estimated=True))
+            bill = Bill(llm.model, read, written, estimated=True)
+            pending.charge(bill)
+            meter.count(request.tenant, bill)
+        raise
+    except HeadraceError as error:
+        if error.bill is not None:
+            meter.count(request.tenant, error.bill)
         raise
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         estimated=completion.usage_estimated,
     )
+    meter.count(request.tenant, Bill(completion.model, usage.prompt_tokens, usage.completion_tokens, usage.estimated))
     if completion.wants is not None:
         return _tool_request(request, completion, completion.wants, usage, envelope.job.admission_id)
     return ResultCompleted(
@@ -297,11 +338,13 @@ def infer(
     policy: OffloadPolicy,
     ambiguity: AmbiguityPolicy,
     runtime: Runtime,
+    prices: Prices,
 ) -> Answered:
-    """Answer each request, and pay for it once; an answer may be the wish for a tool."""
+    """Answer each request, and pay for it once; an answer may be the wish for a tool. Metrics alone need `prices`."""
+    meter = Meter(prices)
 
     async def work(pending: Pending[RetrievedRequest]) -> Answer:
-        return await answer(pending, llm)
+        return await answer(pending, llm, meter)
 
     once = PaidOnce(ledger, stored_answer, _call_id, request_hash, usage_of, policy.attempts, ambiguity)
     worked: Outcome[Answer] = offload(

@@ -43,15 +43,18 @@ from functools import partial
 from threading import Condition
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
+from weakref import WeakSet
 from zlib import crc32
 
 import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
+from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.circuit import Circuit, Permit
+from connectors.histogram import CALL_BUCKETS_S, STATE_BUCKETS_S, Histogram
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope, Job
 from operators.fair_slots import FairSlots
@@ -69,6 +72,37 @@ Y = TypeVar("Y")
 
 Work = Callable[[Envelope[X]], Awaitable[Y]]
 """One call: awaited on the process's event loop, cancelled on timeout. Raises Retryable, Poison or Fatal."""
+
+AttemptEnd = Literal["ok", "retryable", "unavailable", "poison", "fatal", "cancelled", "deadline"]
+
+IN_FLIGHT = Gauge("headrace_offload_in_flight", "Calls that are being made.", ["step"])
+WAITING = Gauge(
+    "headrace_offload_waiting",
+    "Messages that the step has taken in and that no call is being made for: they wait for a slot, for a dependency "
+    "that is out, for their next attempt, or for the answer to the same request.",
+    ["step"],
+)
+CAPACITY = Gauge("headrace_offload_capacity", "Calls in flight at most, in this process.", ["step"])
+ATTEMPTS = Counter(
+    "headrace_attempts_total",
+    "Calls by what they ended with: ok retryable unavailable poison fatal cancelled deadline; and messages that were "
+    "put off or ended without one. An answer from the ledger is none.",
+    ["step", "outcome"],
+)
+CALL_SECONDS = Histogram("headrace_call_seconds", "Of each call, however it ended.", ["step"], buckets=CALL_BUCKETS_S)
+DISPATCHED_TO_STORED = Histogram(
+    "headrace_dispatched_to_stored_seconds",
+    "From a message's first call until what became of it was settled: for paid calls, until it was in the ledger.",
+    ["step"],
+    buckets=STATE_BUCKETS_S,
+)
+STATE_SECONDS = Histogram(
+    "headrace_state_seconds",
+    "How long a message was in a state, each time: waiting (for a slot, or for a dependency that is out), running (in "
+    "a call), retrying (in backoff); held (by its tenant's budget or for a review, since the flow took it up).",
+    ["step", "state"],
+    buckets=STATE_BUCKETS_S,
+)
 
 DOUBLINGS = 30  # of a backoff: more mean nothing, and a thousand are no float any more
 OVERSHOOT = 512  # what sources have handed on before they see the pressure: 64 records of each of 8 partitions
@@ -134,6 +168,7 @@ class Pending(Generic[X]):
     followers: list[int] = field(default_factory=list)  # numbers of those that ask for the same, and end with it
     plain: object = None  # the envelope as snapshots hold it, made once: each call of a minute is in sixty of them
     settled: bool = False  # its outcome is ready; guarded by the step's lock, as `followers` is
+    called_at: float | None = None  # its first call in this process, on the clock of `monotonic`
     tell: Callable[[JobState, str], None] = lambda _state, _detail: None  # emits a status of the job; for `around`
     cancelled: str | None = None  # why, if its job is; known before its call is cut off
     cut_off: Callable[[], None] | None = None  # ends what is waited for now
@@ -228,6 +263,7 @@ class _Turn:
         self._slots = slots
         self._circuit = circuit
         self._holds_slot = False
+        self.called = False
         self.permit: Permit | None = None
 
     async def wait(self, job: Job) -> None:
@@ -272,6 +308,24 @@ class _Step(Generic[X, Y]):
         self._overshoot = OVERSHOOT if runtime.cluster.is_alone else CLUSTER_OVERSHOOT
         self._slots = FairSlots(policy.capacity)
         self._circuit = None if policy.dependency is None else runtime.circuits.of(policy.dependency)
+        self._calls = 0  # being made
+        self._attempts: dict[AttemptEnd, Counter] = {end: ATTEMPTS.labels(name, end) for end in get_args(AttemptEnd)}
+        self._call_s = CALL_SECONDS.labels(name)
+        self._stored_s = DISPATCHED_TO_STORED.labels(name)
+        self._waiting_s = STATE_SECONDS.labels(name, "waiting")
+        self._running_s = STATE_SECONDS.labels(name, "running")
+        self._retrying_s = STATE_SECONDS.labels(name, "retrying")
+        _show(self)
+
+    @property
+    def calls(self) -> int:
+        """Being made."""
+        return self._calls
+
+    @property
+    def waiting(self) -> int:
+        """Messages that no call is being made for."""
+        return max(self._unsettled - self._calls, 0)
 
     def enter(self, before_waiting: Callable[[], None] | None) -> None:
         """Count one more message; blocks far beyond the bound, if it may, unless the flow is to stop."""
@@ -280,6 +334,7 @@ class _Step(Generic[X, Y]):
             if before_waiting is not None and self._unsettled >= bound + self._overshoot:
                 before_waiting()
                 while self._unsettled >= bound + self._overshoot and not self.runtime.stop.requested:
+                    self.runtime.progress.waits()  # for calls, and those end
                     self.settled.wait(0.1)  # a wish to stop does not notify: look for it ten times a second
             self._unsettled += 1
             if self._unsettled >= bound:
@@ -326,6 +381,8 @@ class _Step(Generic[X, Y]):
             item = await self._end_of(pending, emit)
         finally:
             self.runtime.cancellations.unwatch(job.tenant, job.job_id, told)
+        if pending.called_at is not None:
+            self._stored_s.observe(monotonic() - pending.called_at)
         emit(Ready(pending.key, item, settles=pending.number))
         self.leave(pending)
 
@@ -380,9 +437,17 @@ class _Step(Generic[X, Y]):
         try:
             await self._wait(pending, wait_s, turn)
             call = partial(self._call, pending, turn)
-            return await (call() if self._around is None else self._around(pending, call))
+            result = await (call() if self._around is None else self._around(pending, call))
+        except Exception as error:
+            end = _end_with(error)
+            if turn.called or end in _ENDS_WITHOUT_CALL:
+                self._attempts[end].inc()
+            raise
         finally:
             turn.end()
+        if turn.called:
+            self._attempts["ok"].inc()
+        return result
 
     async def _wait(self, pending: Pending[X], wait_s: float, turn: "_Turn") -> None:
         """Until the next attempt. One that is cancelled needs no slot: its call raises Cancelled, if it is made."""
@@ -392,20 +457,30 @@ class _Step(Generic[X, Y]):
         with suppress(Cancelled):
             async with _while_wanted(pending):
                 if wait_s:
-                    await asyncio.sleep(wait_s)
-                await turn.wait(pending.envelope.job)
+                    began = monotonic()
+                    try:
+                        await asyncio.sleep(wait_s)
+                    finally:
+                        self._retrying_s.observe(monotonic() - began)
+                began = monotonic()
+                try:
+                    await turn.wait(pending.envelope.job)
+                finally:
+                    self._waiting_s.observe(monotonic() - began)
 
     async def _call(self, pending: Pending[X], turn: "_Turn") -> Y:
         """One call under its limits; what becomes of it is told to the circuit. Then its slot is free again."""
         try:
-            return await self._told(pending, turn.permit)
+            return await self._told(pending, turn)
         finally:
             turn.end()
 
-    async def _told(self, pending: Pending[X], permit: Permit | None) -> Y:
+    async def _told(self, pending: Pending[X], turn: "_Turn") -> Y:
+        permit = turn.permit
         try:
             async with _while_wanted(pending):
-                result = await self._charged(pending)
+                turn.called = True
+                result = await self._timed(pending)
         except (DeadlineExceeded, Isolated):  # say nothing about the dependency
             raise
         except Retryable as error:
@@ -419,6 +494,19 @@ class _Step(Generic[X, Y]):
         if permit is not None:
             permit.succeeded()
         return result
+
+    async def _timed(self, pending: Pending[X]) -> Y:
+        began = monotonic()
+        if pending.called_at is None:
+            pending.called_at = began
+        self._calls += 1
+        try:
+            return await self._charged(pending)
+        finally:
+            self._calls -= 1
+            took_s = monotonic() - began
+            self._call_s.observe(took_s)
+            self._running_s.observe(took_s)
 
     async def _charged(self, pending: Pending[X]) -> Y:
         try:
@@ -470,6 +558,37 @@ class _Step(Generic[X, Y]):
             attempts=max(pending.failures, 1),
             first_failed_at=pending.first_failed_at,
         )
+
+
+_ENDS_WITHOUT_CALL: frozenset[AttemptEnd] = frozenset({"unavailable", "cancelled", "deadline", "fatal"})
+
+
+def _end_with(error: Exception) -> AttemptEnd:
+    match error:
+        case Unavailable():
+            return "unavailable"
+        case Retryable():
+            return "retryable"
+        case Fatal():
+            return "fatal"
+        case Cancelled():
+            return "cancelled"
+        case DeadlineExceeded():
+            return "deadline"
+        case _:
+            return "poison"
+
+
+_shown: dict[str, WeakSet[_Step[Any, Any]]] = {}  # by name; a step of the flow file may offload more than once
+
+
+def _show(step: _Step[Any, Any]) -> None:
+    """Let metrics look at a step whenever they are asked for, which costs its calls nothing; as long as it is there."""
+    steps = _shown.setdefault(step.name, WeakSet())
+    steps.add(step)
+    IN_FLIGHT.labels(step.name).set_function(lambda: sum(each.calls for each in list(steps)))
+    WAITING.labels(step.name).set_function(lambda: sum(each.waiting for each in list(steps)))
+    CAPACITY.labels(step.name).set_function(lambda: sum(each.policy.capacity for each in list(steps)))
 
 
 _Snapshot = tuple[int, list[tuple[str, Any, int, datetime | None]]]

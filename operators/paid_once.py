@@ -20,6 +20,7 @@ import structlog
 from prometheus_client import Counter
 
 from connectors.ledger.port import Attempt, Claim, Conflict, Failure, GivenUp, Held, Ledger, State, Stored, Usage
+from connectors.metric_labels import TENANTS
 from operators.envelope import Envelope
 from operators.offload import Cancelled, Dropped, Pending
 from schemas.dead_letter import redrives
@@ -131,7 +132,7 @@ class PaidOnce(Generic[X, E]):
     async def _end_what_has_no_right_to_a_call(self, pending: Pending[X], claim: Claim) -> None:
         tenant = pending.envelope.job.tenant
         if claim.ambiguous:
-            AMBIGUOUS.labels(tenant).inc()
+            AMBIGUOUS.labels(TENANTS.label(tenant)).inc()
             choice = self.ambiguity.of(tenant)
             log.warning("ambiguous job", job_id=claim.job_id, tenant=tenant, then=choice)
             pending.tell(JobState.RUNNING, f"ambiguous: a crash interrupted its call, which may be billed ({choice})")

@@ -11,6 +11,7 @@ from typing import TypeVar
 import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
+from prometheus_client import Counter
 
 from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope
@@ -25,6 +26,12 @@ from schemas.usage import nothing_used
 
 E = TypeVar("E", bound=Event)
 
+DEAD_LETTERS = Counter(
+    "headrace_dead_letters_total",
+    "Dead letters written, by the topic that the message came from and the step that gave it up.",
+    ["topic", "step", "error_class"],
+)
+
 TRACEPARENT_MAX_CHARS = 256  # those of version 00 have 55; anybody may send this header, and it is passed on
 FRAMING_BYTES = 16 * 1024  # what a record has besides key and value: its headers, and Kafka's own fields; some 600
 
@@ -32,6 +39,7 @@ FRAMING_BYTES = 16 * 1024  # what a record has besides key and value: its header
 def letter_records(buried: DeadLetter, *, step: str) -> Iterator[OutgoingRecord]:
     """A dead letter, and what it means for its job: nothing stays reserved for it, and its status is the last one."""
     letter = buried.fitting(DEAD_LETTER_MAX_BYTES - FRAMING_BYTES)
+    DEAD_LETTERS.labels(letter.topic, letter.step, letter.error_class).inc()
     if letter.admission_id is not None:  # what its tenant's budget has reserved for it was not used,
         used = nothing_used(letter.job_id, letter.tenant, None, letter.admission_id)
         if letter.usage is not None:  # but for answers that were refused

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord, outgoing
+from connectors.metric_labels import TOOLS
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope, job_of
 from operators.outcome import Outcome, bury, flow_step, sort_out
@@ -195,7 +196,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 self._ignore(self._early.pop(next(iter(self._early)))[1], "too many come before their calls")
 
     def _ignore(self, answer: ToolCompleted, why: str) -> None:
-        IGNORED.labels(answer.tool).inc()
+        IGNORED.labels(TOOLS.label(answer.tool)).inc()
         log.warning("tool's answer ignored", job_id=answer.job_id, call_id=answer.call_id, why=why)
 
     def _go_on(self, call_id: str, content: str) -> Iterator[tuple[str, object]]:

@@ -8,6 +8,7 @@ from connectors.cluster import Cluster
 from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.pressure import Pressure
+from connectors.kafka.progress import Progress
 from connectors.kafka.stop import Stop
 from connectors.slices import Slice
 from schemas.errors import Fatal
@@ -25,4 +26,5 @@ class Runtime:
     cancellations: Cancellations = field(default_factory=Cancellations)  # same
     cluster: Cluster = field(default_factory=Cluster)  # that runs the flow
     slice: Slice | None = None  # of the flow's work that is this process's, where others have the rest
+    progress: Progress = field(default_factory=lambda: Progress("flow"))  # its sources and sinks report to the same one
     raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says

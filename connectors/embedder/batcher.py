@@ -21,7 +21,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import structlog
+from prometheus_client import Histogram
 
+from connectors.executors import Workers
 from schemas.errors import Fatal, HeadraceError, Isolated, Poison, Unavailable
 
 P = TypeVar("P")  # what a model makes of texts before a pass: token ids, padded
@@ -34,6 +36,13 @@ _POLL_S = 0.0005  # between looks at a pass on a GPU; those on a CPU are over wh
 _PROBE = "Is the model alive?"
 
 log = structlog.get_logger()
+
+FILL = Histogram(
+    "headrace_embed_batch_fill_ratio",
+    "Of each forward pass: tokens of its texts over the tokens that it could take, padding not counted.",
+    ["model"],
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+)
 
 
 class Pass(Protocol):
@@ -109,9 +118,15 @@ class Batcher(Generic[P]):
     batch_tokens: bounds a pass: texts times the tokens of the longest; a single text may be longer. Halved whenever a
         pass ran out of memory.
     linger_s: how long, at most, a text waits for others to fill its pass while the model has nothing else to do.
+    name: what metrics call the model.
     """
 
-    def __init__(self, model: Model[P], *, dimensions: int, batch_tokens: int, linger_s: float = 0.0) -> None:
+    def __init__(
+        self, model: Model[P], *, dimensions: int, batch_tokens: int, linger_s: float = 0.0, name: str = "model"
+    ) -> None:
+        self._fill = FILL.labels(name)
+        self._worker = Workers("embedder", 1)
+        self._busy_since = 0.0  # of the second thread
         self._model = model
         self._dimensions = dimensions
         self._batch_tokens = batch_tokens
@@ -150,6 +165,7 @@ class Batcher(Generic[P]):
             self._wake.notify()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
+        self._worker.close()
 
     # The first thread: which texts go together.
 
@@ -243,9 +259,14 @@ class Batcher(Generic[P]):
             if self._closed:
                 _refuse({text.call for text in batch})
             elif batch:
+                if running is None:
+                    self._busy_since = time.monotonic()
+                self._fill.observe(_tokens(batch) / self._batch_tokens)
                 launched = self._launch(batch, prepared if len(batch) == len(chosen) else None)
                 self._finish(running)
                 running = None if launched is None else (batch, launched)
+                if running is None:
+                    self._tell_busy()
 
     def _launch(self, batch: list[_Text], prepared: P | None) -> Pass | None:
         try:
@@ -266,6 +287,12 @@ class Batcher(Generic[P]):
             self._isolate(batch, error)
         else:
             _deliver(batch, rows)
+        self._tell_busy()
+
+    def _tell_busy(self) -> None:
+        now = time.monotonic()
+        self._worker.worked(now - self._busy_since)
+        self._busy_since = now
 
     def _isolate(self, batch: Sequence[_Text], error: BaseException) -> None:
         """Embed what can be embedded of a pass that failed, and fail the calls of the rest."""

@@ -69,6 +69,7 @@ class SentenceTransformerEmbedder(Embedder):
             dimensions=self._dimensions,
             batch_tokens=batch_tokens or (_GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS),
             linger_s=_GPU_LINGER_S if on_gpu else 0.0,
+            name=self._model,
         )
 
     @property

@@ -16,15 +16,20 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 from bytewax.recovery import RecoveryConfig, init_db_dir
+from prometheus_client import Gauge
 
 from schemas.errors import Fatal
+
+SNAPSHOT_BYTES = Gauge(
+    "headrace_snapshot_bytes", "Size of the recovery state on disk: of what a restart reads.", ["flow"]
+)
 
 _SQLITE_FAILURE = re.compile(r'SqliteFailure\(Error \{ code: (?P<code>\w+).*?Some\("(?P<reason>[^"]*)"\)', re.DOTALL)
 
@@ -33,16 +38,20 @@ class RecoveryDirectory:
     """Holds a flow's snapshots while entered; created on first use, private to this user, locked against others.
 
     The lock is the kernel's: it ends with the process, kill -9 included. `partitions` counts only for a new directory;
-    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick. `process`: which one of a
-    cluster this is; each has a lock of its own, so two clusters on one directory collide as two processes do. `of`:
-    whose state it is, if not the whole flow's; it is written down, and another one is refused.
+    the state of a flow is spread over that many SQLite files, and 16 keep restoring it quick. `flow` names it in
+    metrics; by default the directory's name does. `process`: which one of a cluster this is; each has a lock of its
+    own, so two clusters on one directory collide as two processes do. `of`: whose state it is, if not the whole flow's;
+    it is written down, and another one is refused.
 
     Raises Fatal on entering if another process holds the directory, if others than its owner can reach it, or if the
     state in it is of another slice.
     """
 
-    def __init__(self, path: Path, partitions: int = 16, *, process: int = 0, of: str = "") -> None:
+    def __init__(
+        self, path: Path, partitions: int = 16, flow: str | None = None, *, process: int = 0, of: str = ""
+    ) -> None:
         self._path = path
+        self._flow = flow or path.name
         self._partitions = partitions
         self._process = process
         self._of = of
@@ -59,9 +68,12 @@ class RecoveryDirectory:
         except BaseException:
             self._release()
             raise
+        SNAPSHOT_BYTES.labels(self._flow).set_function(self._size_bytes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._lock is not None:
+            SNAPSHOT_BYTES.remove(self._flow)
         self._release()
 
     def _release(self) -> None:
@@ -119,6 +131,13 @@ class RecoveryDirectory:
 
     def _has_partitions(self) -> bool:
         return any(self._store.glob("part-*.sqlite3"))
+
+    def _size_bytes(self) -> float:
+        total = 0
+        for file in self._store.glob("*"):
+            with suppress(FileNotFoundError):  # a write-ahead log may end at any time
+                total += file.stat().st_size
+        return total
 
     def _check_private(self) -> None:
         found = self._path.stat()

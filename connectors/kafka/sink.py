@@ -8,6 +8,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from connectors.kafka.port import Delivered
 from connectors.kafka.producer import Outbox, ReliableProducer
+from connectors.kafka.progress import Progress
 from connectors.kafka.record import OutgoingRecord
 
 
@@ -19,8 +20,16 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, None]):
     they bound how many workers write. They cost nothing, and keep their number for the life of a recovery directory.
     """
 
-    def __init__(self, producer: ReliableProducer, delivered: Delivered | None = None, *, parts: int = 8) -> None:
+    def __init__(
+        self,
+        producer: ReliableProducer,
+        delivered: Delivered | None = None,
+        *,
+        parts: int = 8,
+        progress: Progress | None = None,
+    ) -> None:
         self._producer = producer
+        self._progress = progress
         self._delivered = delivered
         self._parts = parts
 
@@ -30,12 +39,13 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, None]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
         """Nothing to resume: what was not acknowledged before the snapshot comes again from upstream."""
-        return _KafkaSinkPartition(self._producer.outbox(), self._delivered)
+        return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress)
 
 
 class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, None]):
-    def __init__(self, outbox: Outbox, delivered: Delivered | None) -> None:
+    def __init__(self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None) -> None:
         self._outbox = outbox
+        self._progress = progress
         self._delivered = delivered
         self._sent: list[OutgoingRecord] = []  # since the last flush, if anybody wants to know
 
@@ -54,3 +64,5 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, None]):
         if self._delivered is not None and self._sent:
             self._delivered(self._sent)
             self._sent = []
+        if self._progress is not None:
+            self._progress.flushed()

@@ -29,13 +29,13 @@ from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  #
 from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
 from connectors.kafka.epochs import LOOK, Epochs
 from connectors.kafka.pressure import Pressure
+from connectors.kafka.progress import Place, Progress
 from connectors.kafka.record import Record
 from connectors.kafka.stop import Stop
 from schemas.errors import Fatal, Retryable
 
 log = structlog.get_logger()
 
-Place = tuple[str, int]  # topic, partition
 Position = tuple[int, int]  # version of this layout, offset of the next record: what a snapshot holds
 
 _VERSION = 1
@@ -251,6 +251,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     - `max_per_epoch`: records per partition and epoch; Timely queues without bound within an epoch.
     - `start`: where a partition without a snapshot begins.
     - `only`: leaves out the partitions for whose number it is false: those are read by others.
+    - `progress`: is told of positions and of the end of each epoch.
     """
 
     def __init__(  # noqa: PLR0913  # options by keyword
@@ -267,8 +268,10 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         start: Literal["earliest", "latest"] = "earliest",
         epoch_s: float = 1.0,
         only: Callable[[int], bool] = lambda _partition: True,
+        progress: Progress | None = None,
     ) -> None:
         self._only = only
+        self._progress = progress or Progress(group_id)
         self._epoch_s = epoch_s
         self._bootstrap = bootstrap
         self._topics = tuple(topics)
@@ -289,7 +292,8 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
         with self._lock:
             found = self._consumer().partitions(self._topics)
-            return [f"{topic}/{partition}" for topic, partition in found if self._only(partition)]
+        self._progress.listed()
+        return [f"{topic}/{partition}" for topic, partition in found if self._only(partition)]
 
     def build_part(self, step_id: str, for_part: str, resume_state: Position | None) -> "_KafkaPartition":  # noqa: ARG002  # bytewax names them
         """Resume where the snapshot says, or begin at `start`."""
@@ -308,6 +312,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
                         "run the release that wrote it"
                     )
             consumer.add(place, offset)
+        self._progress.reads(place, offset)
         return _KafkaPartition(self, consumer, place, offset)
 
     def _watermarks_at_start(self, consumer: _SharedConsumer, place: Place) -> tuple[int, int]:
@@ -322,6 +327,7 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         return self._shared
 
     def _remove(self, place: Place) -> None:
+        self._progress.reads_no_more(place)
         with self._lock:
             if self._shared is not None and self._shared.remove(place):
                 self._shared = None
@@ -335,6 +341,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._next_offset = offset
         self._recoverable_offset = offset  # a restart resumes here or later
         self._emitted_in_epoch = 0
+        self._epoch = 0  # how many have ended
         self._busy = True
         self._epochs = Epochs(source._epoch_s, datetime.now(UTC))  # noqa: SLF001  # a part of the source
 
@@ -365,6 +372,10 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         """Bytewax calls this at the end of every epoch, once all that was emitted before it is durable."""
         self._consumer.commit(self._place, self._recoverable_offset)
         self._recoverable_offset = self._next_offset
+        self._epoch += 1
+        self._source._progress.ended(  # noqa: SLF001  # a part of the source
+            self._place, self._epoch, offset=self._next_offset, records=self._emitted_in_epoch
+        )
         self._emitted_in_epoch = 0
         self._epochs.began(datetime.now(UTC))
         return (_VERSION, self._next_offset)

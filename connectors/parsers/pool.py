@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from connectors.executors import Workers
 from connectors.parsers.limits import Limits
 from connectors.parsers.port import Attachment, ParsedDocument, Parser, Section
 from connectors.parsers.worker import OUT_OF_MEMORY, REPLY, REQUEST, TAKEN
@@ -57,6 +58,7 @@ class ProcessParser(Parser):
         self._recycle_after = recycle_after
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(workers)
+        self._workers = Workers("parser", workers)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -72,7 +74,8 @@ class ProcessParser(Parser):
         async with self._slots:
             worker = await self._take()
             try:
-                reply = await self._ask(worker, data, name)
+                with self._workers.busy():
+                    reply = await self._ask(worker, data, name)
             except BaseException:
                 self._end(worker)
                 raise
@@ -89,6 +92,7 @@ class ProcessParser(Parser):
         self._idle.clear()
         while self._ending:
             await asyncio.wait(self._ending)
+        self._workers.close()
 
     async def __aenter__(self) -> Self:
         return self

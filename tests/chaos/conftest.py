@@ -17,16 +17,26 @@ __all__ = ["free_port", "kafka", "scene"]
 
 @pytest.fixture
 def scene(kafka: ApacheKafka, tmp_path: Path) -> Scene:
+    return scene_on(kafka, tmp_path)
+
+
+def scene_on(kafka: ApacheKafka, directory: Path) -> Scene:
+    """The catalogue's topics, empty, and a directory for what flows keep."""
     specs = [TopicSpec(topic.name, PARTITIONS, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
     report = create_topics(kafka.bootstrap, specs)
     client = PlainClient(kafka.bootstrap)
     client.empty(list(report.existing))
-    return Scene(kafka.bootstrap, tmp_path, client)
+    return Scene(kafka.bootstrap, directory, client)
 
 
 @pytest.fixture
 def free_port() -> int:
     """For metrics: free a moment ago."""
+    return port_of_now()
+
+
+def port_of_now() -> int:
+    """One that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

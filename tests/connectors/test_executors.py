@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from connectors.executors import ProcessExecutor, ThreadExecutor
 from schemas.errors import Fatal, Poison, Retryable
@@ -18,9 +19,11 @@ from schemas.errors import Fatal, Poison, Retryable
 ROOT = Path(__file__).parents[2]
 
 
-def with_processes(test: Callable[[ProcessExecutor], Awaitable[None]], workers: int = 2, **options: int) -> None:
+def with_processes(
+    test: Callable[[ProcessExecutor], Awaitable[None]], workers: int = 2, *, recycle_after: int = 200
+) -> None:
     async def run() -> None:
-        executor = ProcessExecutor(workers, **options)
+        executor = ProcessExecutor(workers, recycle_after=recycle_after)
         try:
             await asyncio.wait_for(test(executor), 60)
         finally:
@@ -201,3 +204,23 @@ def test_a_thread_that_outlives_its_timeout_keeps_its_place_and_the_others_go_on
         await executor.close()
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def measured(name: str, executor: str) -> float:
+    return REGISTRY.get_sample_value(f"headrace_executor_{name}", {"executor": executor}) or 0.0
+
+
+def test_metrics_tell_the_workers_until_they_are_closed_and_how_long_they_have_worked() -> None:
+    async def run() -> None:
+        threads, processes = ThreadExecutor(3, name="waiters"), ProcessExecutor(2, name="counters")
+        assert (measured("workers", "waiters"), measured("workers", "counters")) == (3, 2)
+        await asyncio.gather(*(threads.run(time.sleep, 0.05) for _ in range(3)))
+        with pytest.raises(Fatal):
+            await processes.run(fail, Fatal)
+        await threads.close()
+        await processes.close()
+
+    asyncio.run(run())
+    assert measured("busy_seconds_total", "waiters") >= 0.15
+    assert measured("busy_seconds_total", "counters") > 0
+    assert (measured("workers", "waiters"), measured("workers", "counters")) == (0, 0)

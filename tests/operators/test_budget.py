@@ -10,20 +10,24 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import run_main
 from prometheus_client import REGISTRY
+from pydantic import TypeAdapter
 
+from connectors.cancellations import Cancellations
 from connectors.kafka.port import Topics
 from connectors.kafka.record import Record
 from operators.account import Cost
-from operators.budget import BudgetPolicy, Charge, budget
+from operators.budget import BudgetPolicy, Charge, _Step, _Tenant, budget
 from operators.dead_letter import dead_letter
 from operators.decode import consume
+from operators.envelope import Envelope, job_of
+from operators.offload import STATE_SECONDS
 from operators.produce import produce
 from operators.runtime import Runtime
 from schemas.budgets import Budget, BudgetChanged, WindowLimit
 from schemas.event import Event
 from schemas.prices import Prices
 from schemas.requests import RequestSubmitted
-from schemas.usage import TokensUsed
+from schemas.usage import TokensUsed, nothing_used
 from tests.memory_topics import MemoryTopics, record
 
 MakeRuntime = Callable[[Topics], Runtime]
@@ -271,3 +275,25 @@ def test_usage_of_an_unknown_job_is_counted_and_flagged(runtime_on: MakeRuntime)
     topics = run(runtime_on, used)
     assert flagged() == before + 1
     assert topics.dead_letters() == []
+
+
+def test_a_deferral_is_time_that_its_request_was_held() -> None:
+    def held(series: str) -> float:
+        labels = {"step": "budget", "state": "held"}
+        return REGISTRY.get_sample_value(f"headrace_state_seconds_{series}", labels) or 0.0
+
+    now = T0
+    charge = Charge(RequestSubmitted, lambda body: Cost(body.max_tokens, 0), lambda envelope: envelope.job.job_id)
+    codec, policy = TypeAdapter(Envelope[RequestSubmitted]), BudgetPolicy(limited(150, "defer"))
+    times = STATE_SECONDS.labels("budget", "held")
+    tenant = _Tenant(_Step("budget", codec, charge, policy, lambda: now, Cancellations(), times), None)
+
+    def read(*events: RequestSubmitted | TokensUsed) -> list[Any]:
+        envelopes = [Envelope(job_of(each), each, record(each), T0) for each in events]
+        return [item for _, item in tenant.on_batch([(each.job.job_id, each) for each in envelopes])[0]]
+
+    admitted, _ = read(request("a"), request("b"))
+    count, total = held("count"), held("sum")
+    now = T0 + timedelta(seconds=40)
+    read(nothing_used("a", "acme", None, admitted.job.admission_id))
+    assert (held("count") - count, held("sum") - total) == (1, 40)

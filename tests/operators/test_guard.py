@@ -1,5 +1,6 @@
 """Guards: what one root job may set off, and what a person can do about it."""
 
+import gc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import run_main
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from connectors.cancellations import Cancellations
@@ -319,3 +321,38 @@ def test_a_decision_for_a_job_that_does_not_wait_changes_nothing(runtime_on: Mak
     topics = run(runtime_on, ReviewDecided.model_validate(fields), child(1))
     assert passed(topics) == ["c1"]
     assert topics.dead_letters() == []
+
+
+def reviews_open() -> float:
+    gc.collect()  # buckets of other tests
+    return REGISTRY.get_sample_value("headrace_reviews_open") or 0.0
+
+
+def test_open_reviews_are_counted_across_a_restart_until_they_are_decided_or_the_flow_ends() -> None:
+    before = reviews_open()
+    judge = Judge()
+    first, _ = judge.review(child(1, depth=7)), judge.review(child(2, depth=7))
+    assert reviews_open() - before == 2
+    judge.restart(judge.bucket.snapshot())
+    assert reviews_open() - before == 2
+    judge.read(decided(first))
+    assert reviews_open() - before == 1
+    judge.clock.move(seconds=61)
+    judge.bucket.on_notify()
+    assert reviews_open() == before
+    judge.review(child(3, depth=9))
+    judge.restart(None)
+    assert reviews_open() == before
+
+
+def test_a_review_is_time_that_its_job_was_held() -> None:
+    def held(series: str) -> float:
+        labels = {"step": "guard", "state": "held"}
+        return REGISTRY.get_sample_value(f"headrace_state_seconds_{series}", labels) or 0.0
+
+    judge = Judge()
+    review = judge.review(child(1, depth=7))
+    count, total = held("count"), held("sum")
+    judge.clock.move(seconds=40)
+    judge.read(decided(review))
+    assert (held("count") - count, held("sum") - total) == (1, 40)

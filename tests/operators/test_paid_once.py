@@ -30,7 +30,7 @@ from operators.paid_once import AmbiguityPolicy
 from operators.retrieve import RetrievedRequest
 from operators.runtime import Runtime
 from schemas.dead_letter import REDRIVE_HEADER
-from schemas.errors import Poison, Retryable, Unavailable
+from schemas.errors import Bill, Poison, Retryable, Unavailable
 from schemas.jobs import JobState
 from schemas.requests import RequestSubmitted
 from schemas.results import Citation, ResultCompleted, Timings, TokenCount
@@ -302,3 +302,19 @@ fractions = st.floats(0, 1e6, allow_nan=False)
 def test_a_stored_result_is_published_byte_for_byte(result: ResultCompleted) -> None:
     stored = result.encode()
     assert ResultCompleted.model_validate_json(stored).encode() == stored
+
+
+def test_tokens_are_counted_by_call_not_by_answer(answers: Answers) -> None:
+    """Replays and duplicates are answered from the ledger; what a refused answer has cost is counted, too."""
+
+    def counted(tenant: str, direction: str) -> float | None:
+        labels = {"tenant": tenant, "model": "m", "direction": direction}
+        return REGISTRY.get_sample_value("headrace_tokens_total", labels)
+
+    tenant = f"t-{uuid4().hex[:8]}"
+    refused = Poison("not what was asked for")
+    refused.bill = Bill("m", 100, 50)
+    model = Model({"bad": [refused]})
+    answers.run(model, asked(tenant=tenant), asked("bad", tenant=tenant, offset=1))
+    answers.run(model, asked(tenant=tenant), asked(tenant=tenant, offset=7))
+    assert (counted(tenant, "in"), counted(tenant, "out")) == (3 + 100, 5 + 50)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from connectors.embedder.batcher import Batcher, Model, Pass, Rows
 from schemas.errors import Fatal, Isolated, Poison, Unavailable
@@ -369,3 +370,24 @@ def test_callers_on_several_event_loops_get_their_rows() -> None:
         thread.join()
     asyncio.run(batcher.close())
     assert found == {n: n for n in range(1, 9)}
+
+
+def test_metrics_tell_how_full_passes_are_and_how_long_the_model_has_worked() -> None:
+    def told(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(f"headrace_{name}", labels) or 0.0
+
+    async def embed() -> None:
+        model = CountingModel()
+        batcher = Batcher(model, dimensions=2, batch_tokens=100, name="counting")
+        first = await blocked(model, batcher)
+        assert told("executor_workers", executor="embedder") >= 1
+        tasks = await waiting(batcher, ["a" * 40, "b" * 40])
+        model.gate.set()
+        await asyncio.gather(first, *tasks)
+        await batcher.close()
+
+    busy = told("executor_busy_seconds_total", executor="embedder")
+    asyncio.run(embed())
+    assert told("embed_batch_fill_ratio_count", model="counting") == 2
+    assert told("embed_batch_fill_ratio_sum", model="counting") == pytest.approx(0.05 + 0.8)
+    assert told("executor_busy_seconds_total", executor="embedder") > busy
