@@ -54,7 +54,7 @@ def run(flows: tuple[str, ...], bootstrap: str | None, *, graph: bool, until_std
         return
     configure_logs(settings.log_level)
     serve_metrics(settings)
-    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
+    ensure_reachable(bootstrap_of(settings), settings.kafka_config())
     stop = Stop()
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
@@ -91,9 +91,9 @@ def run_flows(
         loop = stack.enter_context(EventLoop())
         owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
         connectors = stack.enter_context(connect(settings, loop, owner))
-        producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
+        producer = ReliableProducer(bootstrap_of(settings), settings.kafka_config())
         cancellations = Cancellations()
-        reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
+        reader = CancellationReader(bootstrap_of(settings), settings.kafka_config(), cancellations)
         stack.enter_context(reader)
         runs = []
         for name in names:

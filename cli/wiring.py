@@ -73,7 +73,7 @@ class KafkaTopics:
             group_id=self._group_id,
             stop=self._stop,
             pressure=self._pressure,
-            config=self._settings.kafka_options,
+            config=self._settings.kafka_config(),
             epoch_s=self._settings.epoch_s,
         )
 
@@ -216,7 +216,7 @@ class Connectors:
     @cached_property
     def budgets(self) -> Mapping[str, BudgetChanged]:
         """By tenant, as they are now."""
-        return read_budgets(bootstrap_of(self._settings), self._settings.kafka_options)
+        return read_budgets(bootstrap_of(self._settings), self._settings.kafka_config())
 
     @cached_property
     def ledger(self) -> Ledger:
