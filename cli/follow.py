@@ -8,8 +8,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from connectors.kafka.client import ConnectionErrors, base_config, watermarks
 from connectors.kafka.producer import ReliableProducer
-from connectors.kafka.topics import ensure_reachable
 from connectors.kafka.record import outgoing
+from connectors.kafka.topics import ensure_reachable
 from schemas.dead_letter import DeadLetter
 from schemas.errors import HeadraceError
 from schemas.event import JobEvent

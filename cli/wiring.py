@@ -174,7 +174,8 @@ class Connectors:
             from connectors.vector_index.qdrant import QdrantIndex
 
             key = settings.qdrant_api_key
-            return QdrantIndex(settings.qdrant_url, api_key=None if key is None else key.get_secret_value())
+            shown = None if key is None else key.get_secret_value()
+            return QdrantIndex(settings.qdrant_url, api_key=shown, ca=settings.qdrant_ca)
         from connectors.vector_index.edge import EdgeIndex
 
         return EdgeIndex(settings.data_dir / "vectors")
@@ -193,7 +194,10 @@ class Connectors:
 
             key = settings.llm_api_key
             return OpenAICompatibleLLM(
-                settings.llm_url, settings.llm_model, api_key=None if key is None else key.get_secret_value()
+                settings.llm_url,
+                settings.llm_model,
+                api_key=None if key is None else key.get_secret_value(),
+                ca=settings.llm_ca,
             )
         from connectors.llm.extractive import ExtractiveLLM
 

@@ -33,7 +33,7 @@ def locked(python: str) -> dict[str, Version]:
         "implementation_name": "cpython",
         "platform_python_implementation": "CPython",
     }
-    found = {}
+    found: dict[str, Version] = {}
     for line in LOCK.splitlines():
         if not line.startswith("#"):
             pinned = Requirement(line)

@@ -282,7 +282,13 @@ def grant(kafka: SecureKafka) -> Iterator[Callable[[str], None]]:
 
     yield give
     every = AclBindingFilter(
-        ResourceType.ANY, None, ResourcePatternType.ANY, "User:flows", None, AclOperation.ANY, AclPermissionType.ANY
+        ResourceType.ANY,
+        None,  # type: ignore[arg-type]  # any name, as documented
+        ResourcePatternType.ANY,
+        "User:flows",
+        None,  # type: ignore[arg-type]  # any host
+        AclOperation.ANY,
+        AclPermissionType.ANY,
     )
     for deleted in admin.delete_acls([every]).values():
         deleted.result(30)
