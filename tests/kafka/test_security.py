@@ -333,7 +333,8 @@ def test_topics_are_created_with_no_rights_but_those_that_are_documented(
     kafka: SecureKafka, tmp_path: Path, grant: Callable[[str], None]
 ) -> None:
     grant("create")
-    AdminClient({"bootstrap.servers": kafka.bootstrap}).delete_topics(["results.delta"])["results.delta"].result(30)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.delete_topics(["results.delta"])["results.delta"].result(30)
     done = headrace("topics", "create", "--partitions", "1", "--json", **as_flows(kafka, tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["created"] == ["results.delta"]
