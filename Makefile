@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format run clean
+.PHONY: help setup lock demo test test-slow bench lint format run clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,16 +19,21 @@ $(VENV)/.created:
 	$$python -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.created pyproject.toml
+# The lock is a constraint: it says which version, pyproject.toml says what.
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml requirements.lock
 	@echo "Installing Headrace with its embedded parts into $(VENV) (PyTorch is large: about 3 GB the first time) ..."
-	@$(BIN)/python -m pip install --quiet --editable '.[embedded]'
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[embedded]'
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.runtime
-	@$(BIN)/python -m pip install --quiet --group dev
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --group dev
 	@touch $@
 
 setup: $(VENV)/.development ## Create .venv with everything for development
+
+lock: $(VENV)/.development ## Write requirements.lock anew; UPGRADE=1: with the newest versions that fit
+	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --group dev \
+	  --no-annotate --custom-compile-command 'make lock' --output-file requirements.lock $(if $(UPGRADE),--upgrade)
 
 demo: $(VENV)/.runtime ## Everything local: ingest the sample documents, ask, print the answer
 	@$(BIN)/headrace demo
@@ -41,6 +46,9 @@ test: $(VENV)/.development ## Run the tests; Apache Kafka's need Java 17 and Mav
 
 test-slow: $(VENV)/.development ## Run the tests that take minutes
 	@$(BIN)/pytest -m slow
+
+bench: $(VENV)/.development ## Run a benchmark: make bench NAME=offload; without NAME, list them
+	@$(BIN)/headrace bench $(or $(NAME),--help)
 
 lint: $(VENV)/.development ## Format check, lint, types, layers, schemas
 	@$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import click
 
-from connectors.settings import Settings, load
+from connectors.settings import KAFKA_VARIABLES, Settings, load
 
 
 def settings_for(**overrides: object) -> Settings:
@@ -17,23 +17,27 @@ def settings_for(**overrides: object) -> Settings:
 
 
 def bootstrap_of(settings: Settings) -> str:
-    """The brokers; exits 2 if none are named, or librdkafka knows no such options."""
+    """The brokers; exits 2 if none are named, or librdkafka refuses how to connect to them."""
     if settings.kafka_bootstrap is None:
         raise click.UsageError(
             "HEADRACE_KAFKA_BOOTSTRAP is missing: set it to host:port of a broker, or pass --bootstrap; "
             "`headrace up` starts an embedded one"
         )
-    if settings.kafka_options:
-        _check(settings.kafka_options)
+    if config := settings.kafka_config():
+        _check(config)
     return settings.kafka_bootstrap
 
 
-def _check(options: Mapping[str, str]) -> None:
+def _check(config: Mapping[str, str]) -> None:
     from confluent_kafka import KafkaException, Producer
 
     from connectors.kafka.client import cause
 
     try:
-        Producer({"log_level": 0, **options})  # without an address: it asks nobody
+        Producer({"log_level": 0, **config})  # without an address: it asks nobody
     except KafkaException as error:
-        raise click.UsageError(f"HEADRACE_KAFKA_OPTIONS: {cause(error).str()}") from error
+        said = cause(error).str()  # names the setting, not its value
+        named = [variable for name, variable in KAFKA_VARIABLES.items() if name in said and name in config]
+        if "ssl.key.location" in said:  # what OpenSSL says of a wrong password, and of a missing one
+            named.append(KAFKA_VARIABLES["ssl.key.password"])
+        raise click.UsageError(f"{' or '.join(named) or 'HEADRACE_KAFKA_OPTIONS'}: {said}") from error

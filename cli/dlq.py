@@ -243,7 +243,7 @@ def redrive(  # noqa: PLR0913  # one per option
 def _dead_letters(bootstrap: str | None, stop: Stop | None = None) -> DeadLetters:
     settings = settings_for(kafka_bootstrap=bootstrap)
     configure_logs(settings.log_level)
-    return DeadLetters(bootstrap_of(settings), settings.kafka_options, stop=stop)
+    return DeadLetters(bootstrap_of(settings), settings.kafka_config(), stop=stop)
 
 
 def _original(topic: str | None) -> str | None:

@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from connectors.kafka.client import ConnectionErrors, base_config, watermarks
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import outgoing
+from connectors.kafka.topics import ensure_reachable
 from schemas.dead_letter import DeadLetter
 from schemas.errors import HeadraceError
 from schemas.event import JobEvent
@@ -36,6 +37,7 @@ class Follower:
     """Submits events and yields what ends them: a result, an indexed document, a dead letter, or a cancelled status."""
 
     def __init__(self, bootstrap: str, options: dict[str, str]) -> None:
+        ensure_reachable(bootstrap, options)
         self._outbox = ReliableProducer(bootstrap, options).outbox()
         self._consumer = Consumer(
             {

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pkgutil import iter_modules
 from threading import Thread
 
@@ -23,6 +23,7 @@ from cli.objects import object_store
 from cli.slicing import groups_of
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.positions import GroupPositions
+from connectors.kafka.topics import ensure_reachable
 from connectors.settings import Settings
 from gateway.access import is_loopback
 from gateway.app import create_app
@@ -34,13 +35,14 @@ from gateway.parts import Limits, Parts
 from gateway.projection import Projection
 from gateway.publisher import Publisher
 from gateway.read_model import ReadModel
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, Retryable
 
 log = structlog.get_logger()
 
 GRACE_S = 5
 """What requests get to come to their end after SIGTERM; streams end at once, with their position."""
 
+_REFUSAL_S = 2.5  # a broker that is there refuses within a second
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 30
 _PING_S = 15.0
@@ -74,7 +76,8 @@ def gateway(host: str | None, port: int | None, bootstrap: str | None, *, until_
             "HEADRACE_CORS_ORIGINS=*: without API keys any page in this machine's browser could read everything; "
             "name the origins"
         )
-    bootstrap_of(settings)
+    with suppress(Retryable):  # it starts without Kafka, but not with a password that Kafka refuses
+        ensure_reachable(bootstrap_of(settings), settings.kafka_config(), timeout_s=_REFUSAL_S)
     listening = _listen(settings.gateway_host, settings.gateway_port)
     serve_metrics(settings)
     uvloop.run(
@@ -178,7 +181,7 @@ def _stop_at_end_of_input(stop: Callable[[], None]) -> None:
 @asynccontextmanager
 async def _parts(settings: Settings, keys: Keys) -> AsyncIterator[Parts]:
     """Everything, started; closed in the reverse order."""
-    bootstrap, options = bootstrap_of(settings), settings.kafka_options
+    bootstrap, options = bootstrap_of(settings), settings.kafka_config()
     names = [module.name for module in iter_modules(flows.__path__)]  # importing them would load the engine
     groups = {flow: groups_of(flow, settings) for flow in names}
     read_model = ReadModel(settings.read_model or settings.data_dir / "read_model.sqlite")

@@ -59,7 +59,7 @@ def cancel(job_id: str, reason: str | None, bootstrap: str | None) -> None:
     explanation = explain(_known(settings, job_id), now=utc_now())
     if explanation.standing.ended:
         raise Fatal(f"job {printable(job_id)} has ended already: it is {explanation.standing}")
-    outbox = ReliableProducer(bootstrap_of(settings), settings.kafka_options).outbox()
+    outbox = ReliableProducer(bootstrap_of(settings), settings.kafka_config()).outbox()
     outbox.send(outgoing(CancelRequested(job_id=job_id, tenant=explanation.tenant, reason=reason), step="jobs"))
     outbox.flush()
     click.echo(f"job {printable(job_id)} is to be cancelled")
@@ -68,7 +68,7 @@ def cancel(job_id: str, reason: str | None, bootstrap: str | None) -> None:
 def _known(settings: Settings, job_id: str) -> Evidence:
     """Everything about a job. Raises Fatal if there is nothing."""
     brokers = bootstrap_of(settings)
-    evidence = read_history(brokers, settings.kafka_options, job_id)
+    evidence = read_history(brokers, settings.kafka_config(), job_id)
     if not evidence.known:
         raise Fatal(f"no topic at {brokers} knows a job {printable(job_id)!r}; statuses are kept for 30 days")
     return evidence

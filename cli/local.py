@@ -139,9 +139,8 @@ class LocalStack:
         return self
 
     def _environment(self, recovery: Path) -> Mapping[str, str]:
-        return os.environ | {
+        ours = {
             f"{PREFIX}KAFKA_BOOTSTRAP": self.bootstrap,
-            f"{PREFIX}KAFKA_OPTIONS": "{}",  # those of another broker
             f"{PREFIX}DATA_DIR": str(self._data_dir.resolve()),
             f"{PREFIX}RECOVERY_DIR": str(recovery),
             f"{PREFIX}LEDGER": str(recovery / "ledger.sqlite"),  # what it calls published is gone as well
@@ -149,6 +148,8 @@ class LocalStack:
             f"{PREFIX}FILE_ROOTS": json.dumps([str(root.resolve()) for root in self._file_roots]),
             f"{PREFIX}DRAIN_S": str(self._drain_s),
         }
+        others = (f"{PREFIX}KAFKA_", *(f"{name}_FILE" for name in ours))  # of another broker, and of another place
+        return {name: value for name, value in os.environ.items() if not name.startswith(others)} | ours
 
     def _start(
         self, stack: ExitStack, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], log: Path

@@ -36,13 +36,15 @@ class _Process:
 
     def __init__(self, flow: str, number: int, addresses: tuple[str, ...], settings: Settings) -> None:
         self.number = number
-        environment = os.environ | {
+        ours = {
             f"{PREFIX}KAFKA_BOOTSTRAP": bootstrap_of(settings),
             f"{PREFIX}CLUSTER": ",".join(addresses),
             f"{PREFIX}CLUSTER_PROCESS": str(number),
         }
         if settings.metrics_port is not None:
-            environment[f"{PREFIX}METRICS_PORT"] = str(settings.metrics_port + number)
+            ours[f"{PREFIX}METRICS_PORT"] = str(settings.metrics_port + number)
+        files = {f"{name}_FILE" for name in ours}
+        environment = {name: value for name, value in os.environ.items() if name not in files} | ours
         self._process = subprocess.Popen(  # noqa: S603  # our own command
             [sys.executable, "-m", "cli.main", "run", flow, "--until-stdin-closes"],
             stdin=subprocess.PIPE,

@@ -62,7 +62,7 @@ def _configured(bootstrap: str | None) -> Settings:
 
 
 def _all(settings: Settings) -> list[Review]:
-    return read_reviews(bootstrap_of(settings), settings.kafka_options)
+    return read_reviews(bootstrap_of(settings), settings.kafka_config())
 
 
 def find(known: Sequence[Review], prefix: str) -> Review:
@@ -124,7 +124,7 @@ def show(review_id: str, bootstrap: str | None, *, with_prompt: bool, as_json: b
     settings = _configured(bootstrap)
     review, now = find(_all(settings), review_id), utc_now()
     prompt = (
-        read_prompt(bootstrap_of(settings), settings.kafka_options, review.requested) or "its message is gone"
+        read_prompt(bootstrap_of(settings), settings.kafka_config(), review.requested) or "its message is gone"
         if with_prompt
         else None
     )
@@ -199,7 +199,7 @@ def _decide(  # the options of a command
     settings = _configured(bootstrap)
     known, now = _all(settings), utc_now()
     failed = False
-    outbox = ReliableProducer(bootstrap_of(settings), settings.kafka_options).outbox()
+    outbox = ReliableProducer(bootstrap_of(settings), settings.kafka_config()).outbox()
     for review_id in review_ids:
         try:
             review = find(known, review_id)

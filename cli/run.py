@@ -80,12 +80,12 @@ def run(
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
     if processes is not None and processes > 1:
-        ensure_reachable(bootstrap_of(settings), settings.kafka_options)
+        ensure_reachable(bootstrap_of(settings), settings.kafka_config())
         run_cluster(names[0], processes, settings, stop)
         return
     health = Health(names, stop, stall_s=settings.stall_s)
     serve_metrics(settings, health)
-    ensure_reachable(bootstrap_of(settings), settings.kafka_options)
+    ensure_reachable(bootstrap_of(settings), settings.kafka_config())
     try:
         run_flows(names, settings, stop, health=health)
     except HeadraceError as error:
@@ -154,11 +154,11 @@ def run_flows(
         loop = stack.enter_context(EventLoop())
         owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
         connectors = stack.enter_context(connect(settings, loop, owner))
-        producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
+        producer = ReliableProducer(bootstrap_of(settings), settings.kafka_config())
         cancellations = Cancellations()
-        reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
+        reader = CancellationReader(bootstrap_of(settings), settings.kafka_config(), cancellations)
         stack.enter_context(reader)
-        stack.enter_context(ConsumerLag(bootstrap_of(settings), settings.kafka_options, health.flows.values()))
+        stack.enter_context(ConsumerLag(bootstrap_of(settings), settings.kafka_config(), health.flows.values()))
         runs = []
         for name in names:
             pressure, progress = Pressure(), health.flows[name]

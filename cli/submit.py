@@ -101,7 +101,7 @@ def documents(paths: tuple[Path, ...], bootstrap: str | None, tenant: str, colle
             yield upload
 
     failed = 0
-    with Follower(bootstrap_of(settings), settings.kafka_options) as follower, progress(len(files)) as advance:
+    with Follower(bootstrap_of(settings), settings.kafka_config()) as follower, progress(len(files)) as advance:
         for ended in follower.follow(uploads()):
             advance()
             failed += isinstance(ended, DeadLetter | StatusChanged)
@@ -127,7 +127,7 @@ def request(prompt: str, bootstrap: str | None, tenant: str, collection: str, *,
     """Ask PROMPT and wait for the answer."""
     settings = settings_for(kafka_bootstrap=bootstrap)
     asked = question(prompt, tenant=tenant, collection=collection)
-    with Follower(bootstrap_of(settings), settings.kafka_options) as follower:
+    with Follower(bootstrap_of(settings), settings.kafka_config()) as follower:
         for ended in follower.follow([asked]):
             if as_json:
                 click.echo(json.dumps(report(ended)))

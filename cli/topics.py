@@ -31,7 +31,9 @@ def create(bootstrap: str | None, partitions: int, replication_factor: int, *, a
     """Create the topics that are missing; report, and leave alone, those that differ."""
     settings = settings_for(kafka_bootstrap=bootstrap)
     specs = [TopicSpec(topic.name, partitions, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
-    report = create_topics(bootstrap_of(settings), specs, settings.kafka_options, replication_factor=replication_factor)
+    report = create_topics(
+        bootstrap_of(settings), specs, settings.kafka_config(), replication_factor=replication_factor
+    )
     if as_json:
         fields = {"created": report.created, "existing": report.existing, "differences": report.differences}
         click.echo(json.dumps(fields))

@@ -68,7 +68,7 @@ def usage(tenant: str | None, since: datetime | None, span: str, bootstrap: str 
     settings = settings_for(kafka_bootstrap=bootstrap)
     configure_logs(settings.log_level)
     topic = topic_of(UsageWindowed).name
-    with TopicReader(bootstrap_of(settings), settings.kafka_options) as reader:
+    with TopicReader(bootstrap_of(settings), settings.kafka_config()) as reader:
         if not reader.exists(topic):
             raise Fatal(f"topic {topic} is missing; create it: headrace topics create")
         found = latest(reader.records([topic]))

@@ -83,7 +83,7 @@ class KafkaTopics:
             group_id=self._group_id,
             stop=self._stop,
             pressure=self._pressure,
-            config=self._settings.kafka_options,
+            config=self._settings.kafka_config(),
             epoch_s=self._settings.epoch_s,
             only=self._reads,
             progress=self._progress,
@@ -190,7 +190,8 @@ class Connectors:
             from connectors.vector_index.qdrant import QdrantIndex
 
             key = settings.qdrant_api_key
-            return QdrantIndex(settings.qdrant_url, api_key=None if key is None else key.get_secret_value())
+            shown = None if key is None else key.get_secret_value()
+            return QdrantIndex(settings.qdrant_url, api_key=shown, ca=settings.qdrant_ca)
         from connectors.vector_index.edge import EdgeIndex
 
         return EdgeIndex(settings.data_dir / "vectors")
@@ -209,7 +210,10 @@ class Connectors:
 
             key = settings.llm_api_key
             return OpenAICompatibleLLM(
-                settings.llm_url, settings.llm_model, api_key=None if key is None else key.get_secret_value()
+                settings.llm_url,
+                settings.llm_model,
+                api_key=None if key is None else key.get_secret_value(),
+                ca=settings.llm_ca,
             )
         from connectors.llm.extractive import ExtractiveLLM
 
@@ -232,7 +236,7 @@ class Connectors:
     @cached_property
     def budgets(self) -> Mapping[str, BudgetChanged]:
         """By tenant, as they are now."""
-        return read_budgets(bootstrap_of(self._settings), self._settings.kafka_options)
+        return read_budgets(bootstrap_of(self._settings), self._settings.kafka_config())
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -1,12 +1,20 @@
 """Every setting, read from `HEADRACE_*` environment variables. Only `cli` reads them; everything below gets values."""
 
 import json
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from connectors.cluster import MOST_PROCESSES
 from connectors.webhook.signature import secrets_of
@@ -14,6 +22,18 @@ from schemas.budgets import Budget
 from schemas.notifications import BucketScope
 
 PREFIX = "HEADRACE_"
+
+KAFKA_VARIABLES = {
+    "security.protocol": "HEADRACE_KAFKA_SECURITY",
+    "sasl.mechanism": "HEADRACE_KAFKA_SASL_MECHANISM",
+    "sasl.username": "HEADRACE_KAFKA_USERNAME",
+    "sasl.password": "HEADRACE_KAFKA_PASSWORD",
+    "ssl.ca.location": "HEADRACE_KAFKA_CA",
+    "ssl.certificate.location": "HEADRACE_KAFKA_CERT",
+    "ssl.key.location": "HEADRACE_KAFKA_KEY",
+    "ssl.key.password": "HEADRACE_KAFKA_KEY_PASSWORD",
+}
+"""By librdkafka's name. What else it knows, HEADRACE_KAFKA_OPTIONS says."""
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -24,9 +44,29 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     kafka_bootstrap: str | None = Field(default=None, description="Brokers, `host:port[,host:port]`.")
+    kafka_security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] | None = Field(
+        default=None,
+        description="How to connect to the brokers: `plaintext`, the default, `ssl`, `sasl_plaintext` or `sasl_ssl`.",
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512",
+        description="How the password is proven: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; others by KAFKA_OPTIONS.",
+    )
+    kafka_username: str | None = Field(default=None, description="User of SASL.")
+    kafka_password: SecretStr | None = Field(default=None, description="Password of that user.")
+    kafka_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities that sign the brokers' certificates; default: the system's.",
+    )
+    kafka_cert: Path | None = Field(
+        default=None, description="PEM file of our own certificate, where brokers ask for one, with its chain."
+    )
+    kafka_key: Path | None = Field(default=None, description="PEM file of its private key.")
+    kafka_key_password: SecretStr | None = Field(default=None, description="Password of that file, if it has one.")
     kafka_options: dict[str, str] = Field(
         default_factory=dict,
-        description='More librdkafka settings as JSON, for SASL and TLS: `{"security.protocol": "SASL_SSL", ...}`.',
+        description='More librdkafka settings as JSON: `{"socket.keepalive.enable": "true"}`; none that a variable of '
+        "its own says.",
     )
     group_prefix: str = Field(
         default="headrace", description="Consumer groups are `<prefix>.<flow>`; they show lag and hold no truth."
@@ -105,12 +145,18 @@ class Settings(BaseSettings):
         description="Qdrant server, `http://host:6333`; default: the embedded index in `<data_dir>/vectors`.",
     )
     qdrant_api_key: SecretStr | None = Field(default=None, description="Key of the Qdrant server.")
+    qdrant_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities that sign its certificate; default: the system's."
+    )
     llm_url: str | None = Field(
         default=None,
         description="OpenAI-compatible endpoint, `http://host:8000/v1`; default: the built-in extractive answerer.",
     )
     llm_model: str | None = Field(default=None, description="Model name sent to the endpoint; needed with LLM_URL.")
     llm_api_key: SecretStr | None = Field(default=None, description="Key of the endpoint.")
+    llm_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities that sign its certificate; default: the system's."
+    )
     infer_capacity: int = Field(default=256, ge=1, le=10_000, description="Inferences in flight per process.")
     infer_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="Seconds per attempt of an inference.")
     ledger: str | None = Field(
@@ -200,8 +246,73 @@ class Settings(BaseSettings):
             return json.loads(value)  # what is no JSON is a ValueError, which pydantic reports with the variable
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
+    @field_validator("kafka_security", "kafka_sasl_mechanism", mode="before")
+    @classmethod
+    def _as_kafka_spells_it(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.lower() if info.field_name == "kafka_security" else value.upper()
+
+    def kafka_config(self) -> dict[str, str]:
+        """What every Kafka client is given besides the brokers, in librdkafka's names. Holds the passwords.
+
+        Raises ValueError, naming the variable, if something is missing, useless or said twice.
+        """
+        options = self.kafka_options
+        security = self.kafka_security or options.get("security.protocol", "plaintext").lower()
+        mechanism = self.kafka_sasl_mechanism if self._says_mechanism() else None
+        said = {
+            "security.protocol": self.kafka_security,
+            "sasl.mechanism": mechanism,
+            "sasl.username": self.kafka_username,
+            "sasl.password": _shown(self.kafka_password),
+            "ssl.ca.location": self.kafka_ca,
+            "ssl.certificate.location": self.kafka_cert,
+            "ssl.key.location": self.kafka_key,
+            "ssl.key.password": _shown(self.kafka_key_password),
+        }
+        own = {name: str(value) for name, value in said.items() if value is not None}
+        for name in own:
+            if name in options or (name == "sasl.mechanism" and "sasl.mechanisms" in options):
+                raise ValueError(
+                    f"{name} is in HEADRACE_KAFKA_OPTIONS, and {KAFKA_VARIABLES[name]} says it: leave out one"
+                )
+            part = name.partition(".")[0]
+            if part in {"sasl", "ssl"} and part not in security:
+                ways = "ssl or sasl_ssl" if part == "ssl" else "sasl_ssl"
+                raise ValueError(
+                    f"{KAFKA_VARIABLES[name]} does nothing with HEADRACE_KAFKA_SECURITY={security}: make that {ways}"
+                )
+        config = {**options, **own}
+        needs = {"ssl.certificate.location": ["ssl.key.location"], "ssl.key.location": ["ssl.certificate.location"]}
+        if mechanism is not None:
+            needs["sasl.mechanism"] = ["sasl.username", "sasl.password"]
+        for name, others in needs.items():
+            for other in others:
+                if name in config and other not in config:
+                    by = f"HEADRACE_KAFKA_SECURITY={security}" if name == "sasl.mechanism" else KAFKA_VARIABLES[name]
+                    raise ValueError(f"{KAFKA_VARIABLES[other]} is missing: {by} needs it")
+        return config
+
+    def _says_mechanism(self) -> bool:
+        if "kafka_sasl_mechanism" in self.model_fields_set:
+            return True
+        wanted = self.kafka_username is not None or (self.kafka_security or "").startswith("sasl")
+        return wanted and not {"sasl.mechanism", "sasl.mechanisms"} & self.kafka_options.keys()
+
+    @field_validator("kafka_ca", "kafka_cert", "kafka_key", "qdrant_ca", "llm_ca")
+    @classmethod
+    def _readable(cls, file: Path | None) -> Path | None:
+        if file is not None:
+            try:
+                file.open("rb").close()
+            except OSError as error:
+                raise ValueError(f"it cannot be read: {error.strerror}") from None
+        return file
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self.kafka_config()  # says what is missing
         if self.llm_url is not None and self.llm_model is None:
             raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
         if len(self.cluster) > MOST_PROCESSES:
@@ -250,6 +361,58 @@ class Settings(BaseSettings):
                 raise ValueError(f"a price of {model} is negative, or has more than six decimals")
         return prices
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, and the files that it names."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _Files(settings_cls)
+
+
+class _Files(EnvSettingsSource):
+    """`HEADRACE_X_FILE` names a file that holds what `HEADRACE_X` would: how secrets are mounted into containers."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self.env_vars = {
+            f"{PREFIX}{field}".lower(): _content(variable, path)
+            for field in settings_cls.model_fields
+            if f"{field}_file" not in settings_cls.model_fields  # which has a meaning of its own
+            for variable, path in [_named_file(field)]
+            if path
+        }
+
+
+def _named_file(field: str) -> tuple[str, str | None]:
+    """The variable that may name the file of a setting, and the path that it has."""
+    name = f"{PREFIX}{field.upper()}"
+    path = os.environ.get(f"{name}_FILE")
+    if path and os.environ.get(name):
+        raise ValueError(f"{name} and {name}_FILE are both set: leave out one")
+    return f"{name}_FILE", path
+
+
+def _content(variable: str, path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{variable}={path}: it cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{variable}={path}: it is no text in UTF-8") from None
+    if not text:
+        raise ValueError(f"{variable}={path}: it is empty")
+    return text
+
+
+def _shown(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
 
 def load() -> Settings:
     """The settings of this process. Raises ValueError with one line that names the variable, never a secret's value."""
@@ -259,13 +422,19 @@ def load() -> Settings:
         fault = error.errors(include_url=False)[0]
         if not fault["loc"]:
             raise ValueError(fault["msg"].removeprefix("Value error, ")) from None
-        name = f"{PREFIX}{str(fault['loc'][0]).upper()}"
-        secret = any(word in str(fault["loc"][0]) for word in ("api_key", "password", "ledger", "secret"))
-        shown = "" if secret else f"={fault['input']!r:.200}"
+        name, hidden = _source(str(fault["loc"][0]))
+        shown = "" if hidden else f"={fault['input']!r:.200}"
         raise ValueError(f"{name}{shown}: {fault['msg'].removeprefix('Value error, ')}") from None
     except SettingsError as error:  # a value that should be JSON and is not; its message names the field
-        field = str(error).split('"')[1] if '"' in str(error) else "?"
-        raise ValueError(f'{PREFIX}{field.upper()}: not JSON, as in {{"name": "value"}}') from None
+        name, _ = _source(str(error).split('"')[1] if '"' in str(error) else "?")
+        raise ValueError(f'{name}: not JSON, as in {{"name": "value"}}') from None
+
+
+def _source(field: str) -> tuple[str, bool]:
+    """The variable that a setting came from, and whether its value must not be shown."""
+    variable, path = _named_file(field)
+    secret = any(word in field for word in ("api_key", "password", "ledger", "secret", "options"))
+    return (variable if path else f"{PREFIX}{field.upper()}"), secret or bool(path)
 
 
 def settings_table() -> str:

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import ssl
 import sys
 import time
 from collections import Counter
@@ -286,15 +287,15 @@ async def _event(response: web.StreamResponse, payload: dict[str, object]) -> No
     await response.write(b"data: " + json.dumps(payload).encode() + b"\n\n")
 
 
-async def serve(server: LLMServer, port: int = 0) -> tuple[web.AppRunner, str]:
+async def serve(server: LLMServer, port: int = 0, tls: ssl.SSLContext | None = None) -> tuple[web.AppRunner, str]:
     """Start serving on loopback; the runner to clean up, and the base URL."""
     runner = web.AppRunner(server.application(), handler_cancellation=True)
     await runner.setup()
     server.runner = runner
-    server.site = web.TCPSite(runner, "127.0.0.1", port)
+    server.site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
     await server.site.start()
     host, bound = runner.addresses[0][:2]
-    return runner, f"http://{host}:{bound}/v1"
+    return runner, f"{'http' if tls is None else 'https'}://{host}:{bound}/v1"
 
 
 async def _main() -> None:

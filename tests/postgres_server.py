@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlencode
 
 import psycopg
 
@@ -44,10 +45,34 @@ class PostgresServer:
             shutil.chown(self._directory, self._user)
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._options: list[str] = []
 
     @property
     def conninfo(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
+    @property
+    def directory(self) -> Path:
+        """Where its data are, and its certificates may be."""
+        return self._directory
+
+    def conninfo_as(self, user: str, **options: str) -> str:
+        """Of another user, with options of libpq."""
+        return f"postgresql://{user}@127.0.0.1:{self._port}/postgres?{urlencode(options)}"
+
+    def require_tls(self, certificate: Path, key: Path) -> None:
+        """Start anew with TLS: who is not `postgres` then needs it, and a password."""
+        for file, name in ((certificate, "server.crt"), (key, "server.key")):
+            target = self._directory / "data" / name
+            shutil.copy(file, target)
+            target.chmod(0o600)
+            if self._user is not None:
+                shutil.chown(target, self._user)
+        rules = "local all postgres trust\nhost all postgres all trust\nhostssl all all all scram-sha-256\n"
+        (self._directory / "data" / "pg_hba.conf").write_text(rules)
+        self.stop()
+        self._options = ["-c", "ssl=on"]
+        self.start()
 
     def create(self) -> None:
         """Make the data and start."""
@@ -68,7 +93,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start, and return when it answers; RuntimeError with the end of its log if it does not."""
-        options = ["-p", str(self._port), "-k", str(self._directory), "-h", "127.0.0.1"]
+        options = ["-p", str(self._port), "-k", str(self._directory), "-h", "127.0.0.1", *self._options]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._directory / "data", *options],

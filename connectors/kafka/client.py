@@ -45,8 +45,9 @@ MISSING_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN
 class ConnectionErrors:
     """Takes a client's connection errors. librdkafka reconnects by itself, so each outage is one warning every 30 s.
 
-    `last` is the last error that says more than "all brokers are down"; a `quiet` one logs nothing, because its client
-    lives for one request, whose exception tells.
+    `last` is the last error that says more than "all brokers are down", `refusal` what a broker said that did not let
+    us in, and which variable to see to; a `quiet` one logs nothing, because its client lives for one request, whose
+    exception tells.
     """
 
     def __init__(self, client: str, *, quiet: bool = False) -> None:
@@ -54,14 +55,34 @@ class ConnectionErrors:
         self._quiet = quiet
         self._logged_at = float("-inf")
         self.last: KafkaError | None = None
+        self.refusal: str | None = None
 
     def __call__(self, error: KafkaError) -> None:
         """Called by librdkafka from within poll, consume or flush."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001  # librdkafka's own codes are spelled so
             self.last = error
+        refusal = refusal_of(error)
+        self.refusal = refusal or self.refusal
         if not self._quiet and time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
-            log.warning("kafka connection trouble; reconnecting", client=self._client, error=error.str())
+            log.warning("kafka connection trouble; reconnecting", client=self._client, error=refusal or error.str())
+
+
+def refusal_of(error: KafkaError) -> str | None:
+    """What a broker said that does not let us in, and which variable to see to; None for any other error.
+
+    Passwords and certificates are wrong until a person acts; that a connection was closed may be the broker's end.
+    """
+    said = error.str()
+    if error.code() == KafkaError._AUTHENTICATION:  # noqa: SLF001  # librdkafka's own codes are spelled so
+        if "handshake failed" in said:  # no such mechanism, or no SASL at this port
+            return f"{said}; see to HEADRACE_KAFKA_SASL_MECHANISM and HEADRACE_KAFKA_SECURITY"
+        return f"{said}; see to HEADRACE_KAFKA_USERNAME and HEADRACE_KAFKA_PASSWORD"
+    if "certificate verify failed" in said:
+        return f"{said}; see to HEADRACE_KAFKA_CA and HEADRACE_KAFKA_BOOTSTRAP"
+    if "SSL alert" in said:  # what a broker sends to a client whose certificate it misses or does not trust
+        return f"{said}; see to HEADRACE_KAFKA_CERT and HEADRACE_KAFKA_KEY"
+    return None
 
 
 def base_config(bootstrap: str, config: Mapping[str, str], errors: ConnectionErrors) -> dict[str, object]:

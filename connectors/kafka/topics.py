@@ -1,5 +1,6 @@
 """Topics from the outside: is the broker there, do the topics exist as they should, how far behind is a group."""
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
 
 from connectors.kafka.client import ConnectionErrors, base_config, cause, watermarks
 from schemas.errors import Fatal, Retryable
+
+_TRY_S = 2.5  # then it is asked whether a broker has refused us; one that is slow keeps its connection
+_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,11 @@ class CreateReport:
 
 
 def ensure_reachable(bootstrap: str, config: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> None:
-    """Return when a broker answers; Retryable, saying why, if none does within `timeout_s` seconds."""
+    """Return when a broker answers.
+
+    Raises Fatal, within three seconds, if one refuses us (password, certificate), and Retryable, saying why, if none
+    answers within `timeout_s` seconds.
+    """
     errors = ConnectionErrors("reachability check", quiet=True)
     _reach(_admin(bootstrap, config, errors), bootstrap, errors, timeout_s)
 
@@ -113,17 +121,26 @@ def _admin(bootstrap: str, config: Mapping[str, str] | None, errors: ConnectionE
 
 
 def _reach(admin: AdminClient, bootstrap: str, errors: ConnectionErrors, timeout_s: float) -> None:
-    try:
-        admin.list_topics(timeout=timeout_s)
-    except KafkaException as error:
-        admin.poll(0)  # hands over the connection errors, which say more than "timed out"
-        raise _unreachable(bootstrap, errors, cause(error), timeout_s) from error
+    until = time.monotonic() + timeout_s
+    while True:
+        left_s = max(until - time.monotonic(), _PAUSE_S)
+        try:
+            admin.list_topics(timeout=min(_TRY_S, left_s))
+        except KafkaException as error:
+            admin.poll(0)  # hands over the connection errors, which say more than "timed out"
+            if errors.refusal is not None:
+                raise Fatal(f"Kafka at {bootstrap} refuses us: {errors.refusal}") from error
+            if time.monotonic() >= until:
+                raise _unreachable(bootstrap, errors, cause(error), timeout_s) from error
+            time.sleep(_PAUSE_S)  # the client may give up at once
+        else:
+            return
 
 
 def _unreachable(bootstrap: str, errors: ConnectionErrors, error: KafkaError, timeout_s: float) -> Retryable:
     return Retryable(
         f"Kafka at {bootstrap} did not answer within {timeout_s:.0f} s: {(errors.last or error).str()}; "
-        "check the bootstrap address and security settings, and that the broker runs"
+        "check HEADRACE_KAFKA_BOOTSTRAP and HEADRACE_KAFKA_SECURITY, and that the broker runs"
     )
 
 

@@ -12,6 +12,7 @@ from typing import LiteralString, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, errors
+from psycopg.conninfo import conninfo_to_dict
 
 from connectors.ledger.sql import COLUMNS, Apply, Store, entry_of, row_of
 from schemas.errors import Fatal, HeadraceError, Unavailable
@@ -71,6 +72,10 @@ _REFUSED = (
     "permission denied",
     "no pg_hba.conf entry",
     "invalid connection",
+    "certificate verify failed",
+    "does not match host name",
+    "root certificate file",
+    "does not support SSL",
 )
 """In the message of a failed connection, which has no code: only a person can help."""
 
@@ -189,6 +194,10 @@ class PostgresStore(Store):
             return await work(connection)
 
     async def _connect(self) -> AsyncConnection:
+        try:
+            conninfo_to_dict(self._conninfo)
+        except psycopg.ProgrammingError:  # it quotes what it cannot read, which may be a password
+            raise Fatal("HEADRACE_LEDGER is no connection URL of PostgreSQL: postgresql://user@host/database") from None
         connection = await AsyncConnection.connect(
             self._conninfo,
             password=self._password,

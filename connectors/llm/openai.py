@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import aiohttp
@@ -26,6 +27,7 @@ from connectors.llm.port import (
     length_of,
 )
 from connectors.retry_after import retry_after_s
+from connectors.trust import trusting
 from schemas.errors import Bill, Fatal, HeadraceError, Poison, Retryable, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0  # a listening server answers a SYN in milliseconds; across the world in one second
@@ -131,7 +133,8 @@ def _text(line: bytes) -> str:
 class OpenAICompatibleLLM(LLM):
     """One endpoint and model. Use it from one event loop.
 
-    base_url: up to `/v1`. `connections`: calls at once; the flow's capacity is the bound that matters.
+    base_url: up to `/v1`. `connections`: calls at once; the flow's capacity is the bound that matters. `ca`: a PEM file
+    of the authorities that are trusted with https; by default the system's. Raises Fatal if it is no such file.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class OpenAICompatibleLLM(LLM):
         model: str,
         *,
         api_key: str | None = None,
+        ca: Path | None = None,
         connections: int = 10_000,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
@@ -147,6 +151,7 @@ class OpenAICompatibleLLM(LLM):
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self.model = model
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._tls = trusting(ca, "HEADRACE_LLM_CA")
         self._connections = connections
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -194,7 +199,7 @@ class OpenAICompatibleLLM(LLM):
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._connections)
+            connector = aiohttp.TCPConnector(limit=self._connections, ssl=self._tls)
             self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
         return self._session
 
@@ -209,6 +214,10 @@ def _classed(url: str) -> Iterator[None]:
     """Raise the client's errors as ours."""
     try:
         yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Fatal(
+            f"the model at {url} has no certificate that is valid for it; see to HEADRACE_LLM_CA and HEADRACE_LLM_URL"
+        ) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise Unavailable(f"the model at {url} cannot be reached: {type(error).__name__}") from error
     except TimeoutError as error:

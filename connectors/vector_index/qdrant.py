@@ -5,12 +5,17 @@ exact, is the server's configuration.
 """
 # ruff: noqa: PLC0415 -- qdrant_client takes 1.7 s to import, and only processes with a server need it
 
+import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+import structlog
+
+from connectors.trust import trusting
 from connectors.vector_index.payload import (
     DOCUMENT_FIELDS,
     HIDDEN_TENANT,
@@ -35,6 +40,8 @@ from schemas.errors import Fatal, HeadraceError, Poison, Retryable, Unavailable
 if TYPE_CHECKING:
     from qdrant_client import models
 
+log = structlog.get_logger()
+
 IN_MEMORY = ":memory:"
 
 _UPSERT_POINTS = 256  # per request: 1024 dimensions as JSON stay under 6 MB of the server's default limit of 32 MB
@@ -45,8 +52,9 @@ _SHOW_POINTS = 4_096  # ids, of 40 bytes each
 class QdrantIndex(VectorIndex):
     """The index at `location`: a server's URL, or `:memory:` for qdrant-client's own engine, slow and for tests.
 
-    Belongs to the event loop that calls it first. `timeout_s` holds for each request.
-    Raises Fatal if `location` is no URL.
+    Belongs to the event loop that calls it first. `timeout_s` holds for each request. `ca`: a PEM file of the
+    authorities that are trusted with https, for REST and gRPC; by default the system's.
+    Raises Fatal if `location` is no URL, or `ca` no such file.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class QdrantIndex(VectorIndex):
         location: str,
         *,
         api_key: str | None = None,
+        ca: Path | None = None,
         prefer_grpc: bool = False,
         grpc_port: int = 6334,
         timeout_s: int = 30,
@@ -63,15 +72,23 @@ class QdrantIndex(VectorIndex):
         self._server = f"Qdrant at {urlsplit(location).hostname}" if location != IN_MEMORY else "Qdrant in memory"
         self._has_payload_indexes = location != IN_MEMORY
         self._dimensions: dict[str, int] = {}
+        if api_key is not None and _is_in_the_clear(location):
+            log.warning("the key of Qdrant is sent unencrypted: use https in HEADRACE_QDRANT_URL", server=self._server)
+        roots = {} if ca is None else {"root_certificates": ca.read_bytes()}
+        rest: dict[str, Any] = {} if location == IN_MEMORY else {"verify": trusting(ca, "HEADRACE_QDRANT_CA")}
         try:
-            self._client = AsyncQdrantClient(
-                location,
-                api_key=api_key,
-                prefer_grpc=prefer_grpc,
-                grpc_port=grpc_port,
-                timeout=timeout_s,
-                check_compatibility=False,  # a request from the constructor, in a thread of its own
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Api key is used with an insecure connection")  # on loopback, too
+                self._client = AsyncQdrantClient(
+                    location,
+                    api_key=api_key,
+                    prefer_grpc=prefer_grpc,
+                    grpc_port=grpc_port,
+                    grpc_options=roots,
+                    timeout=timeout_s,
+                    check_compatibility=False,  # a request from the constructor, in a thread of its own
+                    **rest,
+                )
         except ValueError as error:
             raise Fatal(f"HEADRACE_QDRANT_URL: {error}; use http://host:6333") from error
 
@@ -275,7 +292,8 @@ class QdrantIndex(VectorIndex):
         try:
             yield
         except Exception as error:
-            classed = _classed(f"{self._server}, collection {collection!r}", error)
+            place = f"{self._server}, collection {collection!r}"
+            classed = _untrusted(place, error) or _classed(place, error)
             if classed is None:
                 raise
             self._dimensions.pop(collection, None)  # it may be gone, or have been made anew
@@ -303,6 +321,24 @@ def _classed(place: str, error: Exception) -> HeadraceError | None:
         case ResponseHandlingException() | AssertionError():  # the client asserts what an answer holds
             return Fatal(f"{place} does not answer as Qdrant does: check the URL")
     return None
+
+
+def _untrusted(place: str, error: Exception) -> Fatal | None:
+    from grpc.aio import AioRpcError
+    from qdrant_client.http.exceptions import ResponseHandlingException
+
+    # By their messages: the classes of httpx and gRPC do not tell.
+    said = error.details() if isinstance(error, AioRpcError) else ""
+    said = str(error.source) if isinstance(error, ResponseHandlingException) else said
+    if "CERTIFICATE_VERIFY_FAILED" not in (said or ""):
+        return None
+    return Fatal(f"{place}: its certificate is not valid for it; see to HEADRACE_QDRANT_CA and HEADRACE_QDRANT_URL")
+
+
+def _is_in_the_clear(location: str) -> bool:
+    """Whether whoever is on the way to that server can read what is sent there."""
+    host = urlsplit(location).hostname or ""
+    return location.startswith("http:") and host != "localhost" and not host.startswith("127.") and host != "::1"
 
 
 def _of_status(place: str, status: int, retry_after: str | None) -> HeadraceError:

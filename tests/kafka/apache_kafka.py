@@ -68,7 +68,7 @@ def jars() -> Path:
     return target
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -77,6 +77,8 @@ def _free_port() -> int:
 
 class ApacheKafka:
     """A broker that can be stopped and started again with its data and its address."""
+
+    _format_options: tuple[str, ...] = ()
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -128,11 +130,14 @@ class ApacheKafka:
 
     def _format(self, data: Path) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._port = _free_port()
-        self._properties.write_text(_PROPERTIES.format(port=self._port, controller_port=_free_port(), data=data))
+        self._port = free_port()
+        self._properties.write_text(self._configuration(free_port(), data))
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = [*self._java(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}"]
-        subprocess.run([*tool, "-c", str(self._properties)], check=True, capture_output=True)
+        subprocess.run([*tool, "-c", str(self._properties), *self._format_options], check=True, capture_output=True)
+
+    def _configuration(self, controller_port: int, data: Path) -> str:
+        return _PROPERTIES.format(port=self._port, controller_port=controller_port, data=data)
 
     def _java(self, *options: str) -> list[str]:
         return ["java", *options, "-cp", f"{jars()}/*"]

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from connectors.llm.openai import OpenAICompatibleLLM, ServerSentEvents
 from connectors.llm.port import Completion, Message, OfferedTool, Passage, Prompt, WantedTool
 from schemas.errors import Bill, Fatal, HeadraceError, Poison, Retryable
+from tests.certificates import Authority
 from tests.llm_server import LLMServer, Plan, serve
 
 R = TypeVar("R")
@@ -364,3 +367,33 @@ def test_attempts_at_a_call_share_their_idempotency_key_and_the_next_turn_or_a_r
         assert {call.job_id for call in server.calls} == {PROMPT.job_id}
 
     with_server(use)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_is_called_over_tls_only_if_it_is_trusted(tmp_path: Path, *, trusted: bool) -> None:
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+
+    async def run() -> list[str]:
+        server = LLMServer(Plan())
+        certificate, key = authority.sign("model")
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate, key)
+        runner, url = await serve(server, tls=tls)
+        ca = authority.ca if trusted else stranger.ca
+        llm = OpenAICompatibleLLM(url, "test", api_key="key", ca=ca)
+        try:
+            return (await collect(llm, PROMPT))[0]
+        finally:
+            await llm.close()
+            await runner.cleanup()
+
+    if trusted:
+        assert asyncio.run(run())
+    else:
+        with pytest.raises(Fatal, match="HEADRACE_LLM_CA"):
+            asyncio.run(run())
+
+
+def test_a_file_without_certificates_names_the_setting() -> None:
+    with pytest.raises(Fatal, match="HEADRACE_LLM_CA"):
+        OpenAICompatibleLLM("https://127.0.0.1:1/v1", "test", ca=Path(__file__))

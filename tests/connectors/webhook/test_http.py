@@ -1,9 +1,11 @@
 """Callbacks over HTTP, to a real server on loopback, which the tests allow."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -12,6 +14,7 @@ from standardwebhooks import WebhookVerificationError
 from connectors.public_address import EVERYWHERE, PublicAddresses
 from connectors.webhook.http import HttpWebhooks
 from schemas.errors import GaveUp, HeadraceError, Isolated, Poison, TookTooLong
+from tests.certificates import Authority
 from tests.webhook_receiver import OTHER_SECRET, SECRET, Receiver, answering, names, on_loopback, receiving
 
 BODY = '{"type":"job.completed","data":{"text":"Gefälle"}}'.encode()
@@ -193,3 +196,23 @@ def test_errors_show_nothing_of_a_url_but_its_host(receiver: Receiver) -> None:
     for url in urls:
         assert "s3cret" not in str(refused(url))
     assert f"http://hooks.example.org:{receiver.port}" in str(refused(urls[0]))
+
+
+def test_a_receiver_whose_certificate_proves_nothing_is_told_nothing(tmp_path: Path) -> None:
+    told: list[bytes] = []
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*Authority(tmp_path).sign("receiver", "hooks.example.org"))
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.append(await reader.read(1))
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(receive, "127.0.0.1", 0, ssl=tls) as server:
+            port = server.sockets[0].getsockname()[1]
+            url = f"https://hooks.example.org:{port}/"
+            await HttpWebhooks({"*": SECRET}, on_loopback()).post(url, tenant="acme", webhook_id="id-1", body=BODY)
+
+    with pytest.raises(Isolated, match="certificate is not valid"):
+        asyncio.run(scenario())
+    assert told == []
