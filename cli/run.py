@@ -17,6 +17,7 @@ from cli.configuration import bootstrap_of, settings_for
 from cli.logs import configure_logs
 from cli.memory import settle_memory
 from cli.metrics import serve_metrics
+from cli.tracing import tracer_for
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.cancellations import Cancellations
 from connectors.event_loop import EventLoop
@@ -91,6 +92,8 @@ def run_flows(
         loop = stack.enter_context(EventLoop())
         owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
         connectors = stack.enter_context(connect(settings, loop, owner))
+        connectors.tracer = tracer_for("headrace")
+        stack.callback(connectors.tracer.close)
         producer = ReliableProducer(bootstrap_of(settings), settings.kafka_options)
         cancellations = Cancellations()
         reader = CancellationReader(bootstrap_of(settings), settings.kafka_options, cancellations)
@@ -99,7 +102,16 @@ def run_flows(
         for name in names:
             pressure = Pressure()
             topics = KafkaTopics(producer, settings, name, stop, pressure)
-            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations)
+            runtime = Runtime(
+                topics,
+                loop,
+                stop,
+                pressure,
+                connectors.circuits,
+                cancellations,
+                connectors.tracer,
+                settings.log_content,
+            )
             flow = build(name, runtime, connectors, settings)
             runs.append(_Run(name, flow, directories[name], settings, runtime))
         reader.wait()  # it has read while the models were loaded

@@ -160,6 +160,10 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="Port for Prometheus, on all interfaces; none by default."
     )
+    log_content: bool = Field(
+        default=False,
+        description="Also log the prompt and the answer of each call of a model, at level `debug`, shortened.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity logged."
     )

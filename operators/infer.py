@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TypeVar
 
 import bytewax.operators as op
+import structlog
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 
@@ -53,6 +54,8 @@ from schemas.usage import TokensUsed
 
 A = TypeVar("A", ResultCompleted, ToolRequested)
 
+log = structlog.get_logger()
+
 INFER = OffloadPolicy(
     dependency="llm",
     capacity=256,  # calls are waits: what limits them is the endpoint
@@ -63,6 +66,8 @@ INFER = OffloadPolicy(
 
 TOOL_TIMEOUT = timedelta(minutes=5)
 """How long a job waits for a tool before the model is told that there was no answer."""
+
+LOGGED_CHARS = 2000  # of each message and of an answer, where somebody has asked for them in the log
 
 MARKUP = 16  # tokens around each message, passage or tool, at most: 4 to 8 in the templates of current models
 PROMPT_MARKUP = 128  # our own instruction, and what a template says once
@@ -212,7 +217,7 @@ async def complete(llm: LLM, prompt: Prompt, narration: Narration) -> Completion
     raise Retryable("the model's stream ended without a completion")
 
 
-async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
+async def answer(pending: Pending[RetrievedRequest], llm: LLM, *, log_content: bool = False) -> Answer:
     """One inference, and its account; or the tool that the model wants first."""
     envelope = pending.envelope
     retrieved = envelope.body
@@ -227,6 +232,9 @@ async def answer(pending: Pending[RetrievedRequest], llm: LLM) -> Answer:
             read, written = estimated_tokens(length_of(prompt)), estimated_tokens(narration.chars)
             pending.charge(Bill(llm.model, read, written, estimated=True))
         raise
+    if log_content:
+        asked = [f"{message.role}: {message.content[:LOGGED_CHARS]}" for message in prompt.messages]
+        log.debug("call", prompt=asked, answer=completion.text[:LOGGED_CHARS])
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
@@ -301,7 +309,7 @@ def infer(
     """Answer each request, and pay for it once; an answer may be the wish for a tool."""
 
     async def work(pending: Pending[RetrievedRequest]) -> Answer:
-        return await answer(pending, llm)
+        return await answer(pending, llm, log_content=runtime.log_content)
 
     once = PaidOnce(ledger, stored_answer, _call_id, request_hash, usage_of, policy.attempts, ambiguity)
     worked: Outcome[Answer] = offload(

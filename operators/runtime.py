@@ -8,6 +8,8 @@ from connectors.event_loop import EventLoop
 from connectors.kafka.port import Topics
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.stop import Stop
+from connectors.tracing.off import NoTracing
+from connectors.tracing.port import Tracer
 from schemas.errors import Fatal
 
 
@@ -21,4 +23,6 @@ class Runtime:
     pressure: Pressure = field(default_factory=Pressure)  # its sources obey the same one
     circuits: Circuits = field(default_factory=Circuits)  # shared by the flows of a process
     cancellations: Cancellations = field(default_factory=Cancellations)  # same
+    tracer: Tracer = field(default_factory=NoTracing)  # same
+    log_content: bool = False  # prompts and answers may be logged
     raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says
