@@ -31,8 +31,9 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.cancellations import Lookout
+from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord
+from connectors.tracing.port import Tracer
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope
 from operators.outcome import Outcome, bury, flow_step, sort_out
@@ -203,14 +204,15 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         name: str,
         policy: GuardPolicy,
         clock: Callable[[], datetime],
-        runtime: Runtime,
+        cancellations: Cancellations,
+        tracer: Tracer,
         resume: _Snapshot | None,
     ) -> None:
         self._name = name
         self._policy = policy
-        self._tracer = runtime.tracer
-        self._cancellations = runtime.cancellations
-        self._lookout = Lookout(runtime.cancellations)
+        self._tracer = tracer
+        self._cancellations = cancellations
+        self._lookout = Lookout(cancellations)
         self._clock = clock
         self._roots: dict[str, Root] = {}
         self._held: dict[str, _Held] = {}  # by review id
@@ -461,7 +463,9 @@ def guard(
     buckets = op.key_on("bucket", merged, _bucket)
     checked = op.key_rm(
         "checked",
-        op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, runtime, resume)),
+        op.stateful_batch(
+            "work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, runtime.tracer, resume)
+        ),
     )
     outcome, said = sort_out(checked)
     op.output("events", op.filter_map_value("event", said, record_said), runtime.topics.sink())

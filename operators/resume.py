@@ -24,7 +24,8 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
-from connectors.cancellations import Lookout
+from connectors.cancellations import Cancellations, Lookout
+from connectors.tracing.port import Tracer
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope, job_of
 from operators.outcome import Outcome, bury, flow_step, sort_out
@@ -95,13 +96,14 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         name: str,
         policy: ResumePolicy,
         clock: Callable[[], datetime],
-        runtime: Runtime,
+        cancellations: Cancellations,
+        tracer: Tracer,
         resume: _Snapshot | None,
     ) -> None:
         self._name = name
-        self._tracer = runtime.tracer
-        self._cancellations = runtime.cancellations
-        self._lookout = Lookout(runtime.cancellations)
+        self._tracer = tracer
+        self._cancellations = cancellations
+        self._lookout = Lookout(cancellations)
         self._policy = policy
         self._clock = clock
         self._open: dict[str, _Open] = {}  # by call id
@@ -273,7 +275,9 @@ def resume(
     buckets = op.key_on("bucket", merged, lambda keyed: f"{crc32(keyed[1].job.job_id.encode()) % BUCKETS:02x}")
     joined = op.key_rm(
         "joined",
-        op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, runtime, resume)),
+        op.stateful_batch(
+            "work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, runtime.tracer, resume)
+        ),
     )
     outcome, said = sort_out(joined)
     op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())

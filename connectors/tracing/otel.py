@@ -99,8 +99,8 @@ class OtelTracer:
         self._exporter = _Patient(OTLPSpanExporter())
         self._processor = BatchSpanProcessor(self._exporter)
         self._ids = _Told()
-        resource = Resource({"service.name": service}).merge(Resource.create())
-        if Resource.create().attributes.get("service.name") == _UNNAMED:
+        resource = Resource.create()
+        if str(resource.attributes.get("service.name")).startswith(_UNNAMED):
             resource = resource.merge(Resource({"service.name": service}))
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         self._provider.add_span_processor(self._processor)

@@ -96,5 +96,3 @@ def test_the_last_header_counts() -> None:
 def test_a_message_without_a_trace_belongs_to_that_of_its_job(job_id: str) -> None:
     assert trace_of((), job_id) == trace_of((("traceparent", b"nonsense"),), job_id) == root_of(job_id)
     assert parse(root_of(job_id).traceparent) == root_of(job_id)
-
-
