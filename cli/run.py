@@ -14,7 +14,7 @@ from bytewax.testing import cluster_main
 from bytewax.visualize import to_mermaid
 
 from cli.configuration import bootstrap_of, settings_for
-from cli.logs import configure_logs
+from cli.logs import configure_logs, shown
 from cli.memory import settle_memory
 from cli.metrics import serve_metrics
 from cli.tracing import tracer_for
@@ -167,7 +167,7 @@ class _Run:
             log.info("flow ended", flow=name)
             return
         self.failure = recovery.failure(failure) or failure
-        log.error("flow failed", flow=name, error=str(self.failure), error_type=type(self.failure).__name__)
+        log.error("flow failed", flow=name, error=shown(self.failure), error_type=type(self.failure).__name__)
 
 
 def _root(error: BaseException) -> Exception:
