@@ -3,7 +3,9 @@
 Of an exception that is none of ours only its type and its place are logged: its message may hold what somebody sent.
 """
 
+import atexit
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -74,6 +76,12 @@ def _uncaught_in_thread(said: threading.ExceptHookArgs) -> None:
         log.error("unexpected exception", thread=said.thread.name if said.thread else None, exc_info=said.exc_value)
 
 
+def _say_no_more() -> None:
+    """All is said by then; but native libraries (Triton's, below PyTorch) list what they think leaks, in 30 lines."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def configure_logs(level: str) -> None:
     """Log `level` and above, of libraries warnings and errors. Nothing in Headrace logs prompts, texts or secrets."""
     structlog.configure(
@@ -90,5 +98,6 @@ def configure_logs(level: str) -> None:
     )
     logging.basicConfig(handlers=[_Libraries()], level=max(LEVELS[level], logging.WARNING), force=True)
     logging.captureWarnings(capture=True)
+    atexit.register(_say_no_more)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

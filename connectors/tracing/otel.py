@@ -122,12 +122,13 @@ class OtelTracer:
         began.end(max(int(span.ended_at * 1e9), int(span.began_at * 1e9)))
 
     def close(self) -> None:
-        """Send what is left; whatever hangs is let go after CLOSE_S."""
+        """Send what is left for CLOSE_S; what hangs then is cut off, and has CLOSE_S to end."""
         closing = threading.Thread(target=self._processor.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S)
         if closing.is_alive():
-            self._exporter.shutdown()
+            self._exporter.shutdown()  # which ends its wait for the next attempt
+            closing.join(CLOSE_S)
 
 
 _UNNAMED = "unknown_service"  # what the SDK says where nobody has named the service
