@@ -283,9 +283,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:
                 headers |= {"Preference-Applied": f"wait={sending.wait_s}", "Content-Location": job.links["self"]}
                 return JSONResponse(job.model_dump(mode="json"), 200, headers)
         document_id = event.document_id if isinstance(event, DocumentUploaded) else None
-        trace_id = None if trace is None else trace.trace_id
-        links = links_of(event.job_id)
-        accepted = Accepted(job_id=event.job_id, document_id=document_id, trace_id=trace_id, links=links)
+        accepted = Accepted(job_id=event.job_id, document_id=document_id, links=links_of(event.job_id))
         headers |= {"Location": accepted.links["self"]}
         return JSONResponse(accepted.model_dump(mode="json", exclude_none=True), 202, headers)
 

@@ -44,9 +44,6 @@ class Accepted(BaseModel):
     job_id: str = Field(description="Names the job from now on.")
     document_id: str | None = Field(default=None, description="The document, if the job is about one.")
     state: str = Field(default="accepted", description="`accepted`.")
-    trace_id: str | None = Field(
-        default=None, description="The job's trace; absent where the same was sent before, maybe in another one."
-    )
     links: dict[str, str] = Field(description="Where to look for more.")
 
 
