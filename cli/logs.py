@@ -61,7 +61,7 @@ def _place(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         error = sys.exc_info()[1]
     if error is not None:
         frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
-        event |= {"error_type": type(error).__name__, "error": shown(error)}
+        event["error_type"], event["error"] = type(error).__name__, shown(error)
         event["at"] = [f"{frame.filename}:{frame.lineno}" for frame in frames]
     return event
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Message
 
+from connectors.kafka.client import record_of
 from schemas.trace import Trace, parse, root_of
 from tests.chaos.parts import ModelServer
 from tests.gateway.running import RunningGateway
@@ -66,8 +67,7 @@ def variables(kafka: ApacheKafka, llm: ModelServer, tmp_path: Path) -> dict[str,
 
 
 def trace_of(message: Message) -> Trace:
-    headers = dict(message.headers() or [])
-    trace = parse(bytes(headers["traceparent"]).decode())
+    trace = parse(record_of(message).header("traceparent") or "")
     assert trace is not None
     return trace
 
