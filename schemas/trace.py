@@ -8,6 +8,7 @@ another flow, and the gateway.
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -20,7 +21,7 @@ _SAMPLED = 0x01
 _KNOWN_FLAGS = 0x03  # sampled, and random trace id (level 2)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trace:
     """A place in a trace: what happens next has it as its parent."""
 
@@ -39,7 +40,7 @@ class Trace:
         """The header's value."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
-    @property
+    @cached_property
     def headers(self) -> tuple[tuple[str, bytes], ...]:
         """As Kafka headers."""
         parent = (TRACEPARENT, self.traceparent.encode())
@@ -67,6 +68,7 @@ def parse(traceparent: str, tracestate: str | None = None) -> Trace | None:
     return Trace(trace_id, span_id, int(flags, 16) & _KNOWN_FLAGS, state)
 
 
+@lru_cache(4096)  # a message makes some ten records, one after the other
 def root_of(job_id: str) -> Trace:
     """The place above all of a job that came without a trace. Nothing happens there: it is nobody's span."""
     digest = hashlib.sha256(b"headrace trace\0" + job_id.encode("utf-8", errors="surrogatepass")).hexdigest()
@@ -81,11 +83,16 @@ def trace_of(headers: tuple[tuple[str, bytes], ...], job_id: str) -> Trace:
             parent = value
         elif name == TRACESTATE:
             state = value
-    if parent is not None:
-        trace = parse(_text(parent), None if state is None else _text(state))
+    if parent is not None and len(parent) <= _MAX_CHARS:
+        trace = _read(parent, state if state is not None and len(state) <= STATE_MAX_CHARS else None)
         if trace is not None:
             return trace
     return root_of(job_id)
+
+
+@lru_cache(4096)  # as above
+def _read(parent: bytes, state: bytes | None) -> Trace | None:
+    return parse(_text(parent), None if state is None else _text(state))
 
 
 def _text(value: bytes) -> str:
