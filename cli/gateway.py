@@ -21,6 +21,7 @@ from cli.memory import settle_memory
 from cli.metrics import serve_metrics
 from cli.objects import object_store
 from cli.slicing import groups_of
+from cli.tracing import tracer_for
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.kafka.positions import GroupPositions
 from connectors.kafka.topics import ensure_reachable
@@ -188,6 +189,7 @@ async def _parts(settings: Settings, keys: Keys) -> AsyncIterator[Parts]:
     hub = Hub()
     projection = Projection(bootstrap, options, read_model, hub)
     lag = Lag(GroupPositions(bootstrap, options), groups)
+    tracer = tracer_for("headrace-gateway")
     try:
         async with Publisher(bootstrap, options) as publisher:
             projection.start()
@@ -204,11 +206,13 @@ async def _parts(settings: Settings, keys: Keys) -> AsyncIterator[Parts]:
                 bootstrap=bootstrap,
                 kafka_options=options,
                 limits=_limits(settings),
+                tracer=tracer,
             )
     finally:
         lag.close()
         projection.close()
         read_model.close()
+        await asyncio.to_thread(tracer.close)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -16,11 +16,12 @@ from bytewax.visualize import to_mermaid
 from prometheus_client import Gauge
 
 from cli.configuration import bootstrap_of, settings_for
-from cli.logs import configure_logs
+from cli.logs import configure_logs, shown
 from cli.memory import settle_memory
 from cli.metrics import Health, serve_metrics
 from cli.processes import run_cluster
 from cli.slicing import slice_of
+from cli.tracing import tracer_for
 from cli.wiring import FLOWS, Connectors, KafkaTopics, build, sketch
 from connectors.cancellations import Cancellations
 from connectors.cluster import MOST_PROCESSES, Cluster
@@ -154,6 +155,8 @@ def run_flows(
         loop = stack.enter_context(EventLoop())
         owner = directories.get("answer", directories[names[0]]).identity  # of the flow that uses the ledger
         connectors = stack.enter_context(connect(settings, loop, owner))
+        connectors.tracer = tracer_for("headrace")
+        stack.callback(connectors.tracer.close)
         producer = ReliableProducer(bootstrap_of(settings), settings.kafka_config())
         cancellations = Cancellations()
         reader = CancellationReader(bootstrap_of(settings), settings.kafka_config(), cancellations)
@@ -163,8 +166,19 @@ def run_flows(
         for name in names:
             pressure, progress = Pressure(), health.flows[name]
             topics = KafkaTopics(producer, settings, name, stop, pressure, progress)
-            mine = slice_of(name, settings)
-            runtime = Runtime(topics, loop, stop, pressure, connectors.circuits, cancellations, cluster, mine, progress)
+            runtime = Runtime(
+                topics,
+                loop,
+                stop,
+                pressure,
+                connectors.circuits,
+                cancellations,
+                cluster,
+                slice_of(name, settings),
+                progress,
+                connectors.tracer,
+                settings.log_content,
+            )
             flow = build(name, runtime, connectors, settings)
             if not cluster.is_alone:
                 signals("signals", flow, runtime, epoch_s=settings.epoch_s, drain_s=settings.drain_s)
@@ -227,7 +241,7 @@ class _Run:
             log.info("flow ended", flow=name)
             return
         self.failure = recovery.failure(failure) or _lost(failure, runtime.cluster) or failure
-        log.error("flow failed", flow=name, error=str(self.failure), error_type=type(self.failure).__name__)
+        log.error("flow failed", flow=name, error=shown(self.failure), error_type=type(self.failure).__name__)
 
 
 def _lost(failure: Exception, cluster: Cluster) -> Retryable | None:

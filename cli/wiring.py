@@ -34,6 +34,8 @@ from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
 from connectors.settings import Settings
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
+from connectors.tracing.off import NoTracing
+from connectors.tracing.port import Tracer
 from connectors.vector_index.port import VectorIndex
 from connectors.webhook.port import Webhooks
 from flows import answer, embed, extract, index, ingest, notifications, search, usage, webhooks
@@ -106,6 +108,7 @@ class Connectors:
 
     def __init__(self, settings: Settings, loop: EventLoop, owner: str) -> None:
         self.circuits = Circuits()
+        self.tracer: Tracer = NoTracing()  # until a process has one
         self._owner = owner
         self._settings = settings
         self._loop = loop
@@ -214,6 +217,7 @@ class Connectors:
                 settings.llm_model,
                 api_key=None if key is None else key.get_secret_value(),
                 ca=settings.llm_ca,
+                tracer=self.tracer,
             )
         from connectors.llm.extractive import ExtractiveLLM
 
@@ -231,7 +235,7 @@ class Connectors:
                 "no callback can be signed, so none is sent: each becomes a dead letter; see HEADRACE_WEBHOOK_SECRETS"
             )
         secrets = {tenant: secret.get_secret_value() for tenant, secret in self._settings.webhook_secrets.items()}
-        return HttpWebhooks(secrets, PublicAddresses(allowed, look_ups=WEBHOOK_LOOK_UPS))
+        return HttpWebhooks(secrets, PublicAddresses(allowed, look_ups=WEBHOOK_LOOK_UPS), tracer=self.tracer)
 
     @cached_property
     def budgets(self) -> Mapping[str, BudgetChanged]:

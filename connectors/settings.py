@@ -231,6 +231,10 @@ class Settings(BaseSettings):
         description="Seconds without the end of an epoch after which `/livez` fails; more than the 125 in which a flow "
         "waits for its brokers, and then stops by itself.",
     )
+    log_content: bool = Field(
+        default=False,
+        description="Also log the prompt and the answer of each call of a model, at level `debug`, shortened.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity logged."
     )

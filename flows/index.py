@@ -20,7 +20,7 @@ def build(runtime: Runtime, store: ObjectStore, vectors: VectorIndex, spaces: Sp
     embedded = consume("embedded", flow, DocumentEmbedded, runtime)
     loaded = check_out("check_out", embedded.oks, DocumentEmbedded, store, runtime)
     indexed = index("index", loaded.oks, vectors, spaces, runtime)
-    produce("attached", indexed.family, DocumentUploaded, runtime)
+    produce("attached", indexed.family, DocumentUploaded, runtime, beside=True)
     produce("indexed", indexed.oks, DocumentIndexed, runtime)
     dead_letter("dlq", embedded.errs, loaded.errs, indexed.errs, runtime=runtime)
     return flow

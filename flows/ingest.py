@@ -39,7 +39,7 @@ def build(
     chunked = chunk("chunk", extracted.oks, spaces, chunking, runtime)
     embedded = embed("embed", chunked.oks, spaces, runtime)
     indexed = index("index", embedded.oks, vectors, spaces, runtime)
-    produce("attached", indexed.family, DocumentUploaded, runtime)
+    produce("attached", indexed.family, DocumentUploaded, runtime, beside=True)
     produce("indexed", op.merge("done", indexed.oks, sifted.indexed), DocumentIndexed, runtime)
     failures = (each.errs for each in (uploaded, sifted, extracted, chunked, embedded, indexed))
     dead_letter("dlq", *failures, runtime=runtime)

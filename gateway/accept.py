@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from dataclasses import replace
+from time import time
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
 from connectors.kafka.record import outgoing
+from connectors.tracing.port import Attribute, Span, new_span_id
 from gateway.body import JsonObject, read_json, text_of, wrong
 from gateway.job_view import Accepted, JobView, links_of
 from gateway.jobs import Jobs
@@ -30,6 +32,7 @@ from gateway.upload import FIELDS, Form, Received, boundary_of, receive
 from schemas.documents import DocumentUploaded
 from schemas.event import derive_id, utc_now
 from schemas.requests import RequestSubmitted
+from schemas.trace import Trace, root_of
 
 _RECENT = 50_000  # jobs with a key that are remembered until the read model certainly knows them; some 15 MB
 Submitted = RequestSubmitted | DocumentUploaded
@@ -43,25 +46,46 @@ class Acceptance:
         self._recent: OrderedDict[str, str] = OrderedDict()  # SHA-256 of what was sent, by job
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def publish(self, event: Submitted, sending: Sending, sent: JsonObject) -> None:
-        """Return when the event is durable. Raises Problem, and what the publisher raises."""
+    async def publish(self, event: Submitted, sending: Sending, sent: JsonObject) -> Trace | None:
+        """The job's trace, once the event is durable; None: it was before, in whichever trace that was.
+
+        Raises Problem, and what the publisher raises.
+        """
+        came, tracer = sending.trace or root_of(event.job_id), self._parts.tracer
+        if not tracer.on or not came.sampled:
+            return came if await self._accept(event, sending, sent, came) else None
+        own, failed = came.child(new_span_id()), None
+        try:
+            return own if await self._accept(event, sending, sent, own) else None
+        except BaseException as error:
+            failed = type(error).__name__
+            raise
+        finally:
+            name = "POST /v1/requests" if isinstance(event, RequestSubmitted) else "POST /v1/documents"
+            parent_id = None if sending.trace is None else came.span_id
+            said: dict[str, Attribute] = {"headrace.job_id": event.job_id, "headrace.tenant": event.tenant}
+            tracer.record(Span(name, own, parent_id, sending.began_at, time(), "server", said, failed))
+
+    async def _accept(self, event: Submitted, sending: Sending, sent: JsonObject, trace: Trace) -> bool:
         turn = self._turns.setdefault(event.job_id, asyncio.Lock())
         async with turn:
             self._refuse_anothers(event)
             if sending.key is None:
-                await self._publish(event, sending, None)
-                return
+                await self._publish(event, trace, None)
+                return True
             digest = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
             known = self._recent.get(event.job_id) or await self._digest_of(event)
             if known is None:
-                await self._publish(event, sending, digest)
+                await self._publish(event, trace, digest)
                 self._recent[event.job_id] = digest
                 if len(self._recent) > _RECENT:
                     self._recent.popitem(last=False)
-            elif known != digest:
+                return True
+            if known != digest:
                 raise Problem(
                     422, "key-reused", "this Idempotency-Key came with another body before: send a key of its own"
                 )
+            return False
 
     async def _digest_of(self, event: Submitted) -> str | None:
         return await asyncio.to_thread(self._parts.read_model.body_sha256, event.job_id)
@@ -81,8 +105,8 @@ class Acceptance:
         row = self._parts.read_model.job(job_id)
         return row is not None and row.tenant != tenant
 
-    async def _publish(self, event: Submitted, sending: Sending, digest: str | None) -> None:
-        record = outgoing(event, step="gateway", traceparent=sending.traceparent)
+    async def _publish(self, event: Submitted, trace: Trace, digest: str | None) -> None:
+        record = outgoing(event, step="gateway", trace=trace)
         if digest is not None:
             record = replace(record, headers=(*record.headers, (BODY_SHA256_HEADER, digest.encode())))
         await self._parts.publisher.publish(record)
@@ -204,7 +228,7 @@ _HEADERS = [
         "in": "header",
         "required": False,
         "schema": {"type": "string"},
-        "description": "W3C trace context; passed on to Kafka.",
+        "description": "W3C trace context: the trace that the job becomes a part of; `traceresponse` names it.",
     },
 ]
 _REQUEST_BODY = {
@@ -247,16 +271,20 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["submit"])
     acceptance = Acceptance(parts)
 
-    async def answer(request: Request, event: Submitted, sending: Sending) -> Response:
+    async def answer(request: Request, event: Submitted, sending: Sending, trace: Trace | None) -> Response:
         request.scope["headrace.job_id"] = event.job_id  # for the access log
+        headers: dict[str, str] = {}
+        if trace is not None:
+            request.scope["headrace.trace_id"] = trace.trace_id
+            headers["traceresponse"] = trace.traceparent
         if sending.wait_s:
             job = await jobs.ended(event.job_id, sending.wait_s)
             if job is not None:
-                headers = {"Preference-Applied": f"wait={sending.wait_s}", "Content-Location": job.links["self"]}
+                headers |= {"Preference-Applied": f"wait={sending.wait_s}", "Content-Location": job.links["self"]}
                 return JSONResponse(job.model_dump(mode="json"), 200, headers)
         document_id = event.document_id if isinstance(event, DocumentUploaded) else None
         accepted = Accepted(job_id=event.job_id, document_id=document_id, links=links_of(event.job_id))
-        headers = {"Location": accepted.links["self"]}
+        headers |= {"Location": accepted.links["self"]}
         return JSONResponse(accepted.model_dump(mode="json", exclude_none=True), 202, headers)
 
     @routes.post(
@@ -273,8 +301,8 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:
         sending = Sending.of(request)
         fields = await read_json(request, parts.limits.max_body_bytes)
         event = request_of(caller, fields, sending, parts)
-        await acceptance.publish(event, sending, fields)
-        return await answer(request, event, sending)
+        trace = await acceptance.publish(event, sending, fields)
+        return await answer(request, event, sending, trace)
 
     @routes.post(
         "/documents",
@@ -295,7 +323,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:
             event = document_of(caller, sent, sending, parts)
         else:
             event, sent = await _received(request, boundary, caller, sending, parts)
-        await acceptance.publish(event, sending, sent)
-        return await answer(request, event, sending)
+        trace = await acceptance.publish(event, sending, sent)
+        return await answer(request, event, sending, trace)
 
     return routes

@@ -189,6 +189,7 @@ def _tell(scope: Scope, status: int, seconds: float, *, is_stream: bool) -> None
         ms=round(seconds * 1000, 1),
         tenant=scope.get("headrace.tenant"),
         job_id=scope.get("headrace.job_id"),
+        trace_id=scope.get("headrace.trace_id"),
     )
 
 

@@ -15,13 +15,14 @@ from gateway.keys import Authenticated, Caller, Keys, address_of
 from gateway.parts import Parts
 from gateway.problems import Problem, path_of, responses
 from gateway.read_model import JobRow
-from gateway.sending import traceparent_of
+from gateway.sending import trace_of_request
 from gateway.stream import appears, serve_websocket, sse_response, wait_for_end
 from gateway.told import Position
 from schemas.cancellations import REASON_MAX_CHARS, CancelRequested
 from schemas.event import utc_now
 from schemas.explanation import Standing, explain
 from schemas.results import ResultCompleted
+from schemas.trace import Trace, root_of
 
 APPEARS_S = 0.5
 """How long an unknown job may take to become known: another gateway may just have accepted it."""
@@ -89,12 +90,12 @@ class Jobs:
             raise Problem(404, "no-result", f"job {row.job_id!r} is {row.state}, and has no result")
         return evidence.result
 
-    async def cancel(self, row: JobRow, reason: str | None, traceparent: str | None) -> Cancelling:
+    async def cancel(self, row: JobRow, reason: str | None, trace: Trace | None) -> Cancelling:
         """Ask for its end. Raises Problem (409) if it has ended."""
         if row.state.ended:
             raise Problem(409, "ended", f"job {row.job_id!r} is {row.state} already")
         event = CancelRequested(job_id=row.job_id, tenant=row.tenant, reason=reason)
-        await self._parts.publisher.publish(outgoing(event, step="gateway", traceparent=traceparent))
+        await self._parts.publisher.publish(outgoing(event, step="gateway", trace=trace or root_of(row.job_id)))
         return Cancelling(job_id=row.job_id, state=row.state, links=links_of(row.job_id))
 
 
@@ -244,7 +245,7 @@ def router(parts: Parts, jobs: Jobs) -> APIRouter:  # noqa: C901  # a route each
     ) -> JSONResponse:
         """Ask for the end of a job; its flow ends it as soon as it hears of that."""
         row = await found(request, caller, job_id)
-        cancelling = await jobs.cancel(row, reason, traceparent_of(request))
+        cancelling = await jobs.cancel(row, reason, trace_of_request(request))
         return JSONResponse(cancelling.model_dump(mode="json"), 202)
 
     return routes

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from connectors.kafka.dead_letters import DeadLetters
 from connectors.object_store import ObjectStore
+from connectors.tracing.off import NoTracing
+from connectors.tracing.port import Tracer
 from gateway.hub import Hub
 from gateway.keys import ALL, Keys
 from gateway.lag import Lag
@@ -60,3 +62,4 @@ class Parts:
     bootstrap: str
     kafka_options: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    tracer: Tracer = field(default_factory=NoTracing)

@@ -5,7 +5,6 @@ second is refused with 409, unless both are made through different gateways at t
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
@@ -24,6 +23,7 @@ from gateway.read_model import ReadModel
 from schemas.errors import Fatal
 from schemas.event import utc_now
 from schemas.reviews import NOTE_MAX_CHARS, ReviewDecided, ReviewRequested
+from schemas.trace import parse, root_of
 
 CONSOLE = "console"
 """The reviewer that is recorded where no tenant's key was used."""
@@ -108,7 +108,6 @@ class Rejection(BaseModel):
 B = TypeVar("B", bound=BaseModel)
 
 Traceparent = Annotated[str | None, Header(description="W3C trace context; passed on to Kafka.")]
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Reviews:
@@ -202,10 +201,10 @@ class Reviews:
             event = decision_of(review, decision, now, allowed=allowed, note=note, reviewer=reviewer)
         except Fatal as error:
             raise Problem(422, "invalid", str(error)) from error
-        trace = traceparent if _TRACEPARENT.fullmatch(traceparent or "") else None
+        trace = parse(traceparent or "") or root_of(event.job_id)
         self._deciding.add(review_id)
         try:
-            await self._publisher.publish(outgoing(event, step="gateway", traceparent=trace))
+            await self._publisher.publish(outgoing(event, step="gateway", trace=trace))
             return _shown(await self._decided(review_id) or Review(review.requested, event))
         finally:
             self._deciding.remove(review_id)

@@ -1,15 +1,16 @@
 """How something was sent: what the headers of a request say beside its body."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import time
 
 from starlette.requests import Request
 
 from gateway.body import wrong
+from schemas.trace import TRACEPARENT, TRACESTATE, Trace, parse
 
 MOST_WAIT_S = 120
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?")
 
 
@@ -18,8 +19,9 @@ class Sending:
     """What the headers say."""
 
     key: str | None = None  # Idempotency-Key
-    traceparent: str | None = None
+    trace: Trace | None = None  # traceparent, tracestate
     wait_s: int | None = None  # Prefer: wait
+    began_at: float = field(default_factory=time)  # Unix seconds
 
     @classmethod
     def of(cls, request: Request) -> "Sending":
@@ -31,12 +33,14 @@ class Sending:
         wait = _WAIT.search(headers.get("prefer", ""))
         return cls(
             key,
-            traceparent_of(request),
+            trace_of_request(request),
             None if wait is None else min(int(wait[1]), MOST_WAIT_S),
         )
 
 
-def traceparent_of(request: Request) -> str | None:
-    """W3C trace context, if there is any."""
-    found = request.headers.get("traceparent", "")
-    return found if _TRACEPARENT.fullmatch(found) else None
+def trace_of_request(request: Request) -> Trace | None:
+    """W3C trace context, if there is any: as the standard says, of several `tracestate` one list is made."""
+    found = request.headers.getlist(TRACEPARENT)
+    if len(found) != 1:
+        return None
+    return parse(found[0].strip(), ",".join(request.headers.getlist(TRACESTATE)) or None)

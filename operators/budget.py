@@ -31,13 +31,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
 from connectors.histogram import Observations
-from connectors.kafka.record import OutgoingRecord, Record, outgoing
+from connectors.kafka.record import OutgoingRecord, Record
 from connectors.metric_labels import TENANTS
+from connectors.tracing.port import Tracer
 from operators.account import Account, AccountSnapshot, Cost, Over
 from operators.envelope import Envelope, Job
 from operators.offload import STATE_SECONDS, DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
+from operators.traced import caused, record_said, trace_within
 from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused
 from schemas.event import at_unix, derive_id, utc_now
@@ -128,6 +130,7 @@ class _Step(Generic[X]):
     clock: Callable[[], datetime]
     cancellations: Cancellations
     held_s: Observations
+    tracer: Tracer
 
     def is_cancelled(self, job: Job) -> bool:
         return self.cancellations.of(job.tenant, job.job_id) is not None
@@ -192,17 +195,27 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         overrun = self._account.settle(used.admission_id, Cost(used.tokens, money), used.used_at.timestamp(), now)
         if overrun is None:
             UNRESERVED.labels(TENANTS.label(used.tenant)).inc()
-            log.warning("usage for which nothing was reserved", tenant=used.tenant, job_id=used.job_id)
+            log.warning(
+                "usage for which nothing was reserved", step=self._step.name, tenant=used.tenant, job_id=used.job_id
+            )
         elif overrun:
             OVERRUN.labels(TENANTS.label(used.tenant)).inc()
-            log.warning("call used more than was reserved", tenant=used.tenant, job_id=used.job_id, tokens=used.tokens)
+            log.warning(
+                "call used more than was reserved",
+                step=self._step.name,
+                tenant=used.tenant,
+                job_id=used.job_id,
+                tokens=used.tokens,
+            )
 
     def _change(
         self, key: str, envelope: Envelope[BudgetChanged], changed: BudgetChanged
     ) -> Iterator[tuple[str, object]]:
         reason = self._step.policy.refusal(changed)
         if reason is not None:
-            yield key, bury(envelope.job, envelope.record, Refused(reason), step=self._step.name)
+            received_at = envelope.received_at
+            refused = Refused(reason)
+            yield key, bury(envelope.job, envelope.record, refused, step=self._step.name, received_at=received_at)
             return
         changed = changed.written(envelope.record.timestamp)
         self._begin(changed.tenant)
@@ -256,7 +269,14 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             return
         OVER.labels(TENANTS.label(envelope.job.tenant), policy).inc()
         if policy == "alert":
-            log.warning("over budget", tenant=envelope.job.tenant, job_id=envelope.job.job_id, reason=over.reason())
+            log.warning(
+                "over budget",
+                step=self._step.name,
+                tenant=envelope.job.tenant,
+                job_id=envelope.job.job_id,
+                trace_id=trace_within(envelope, self._step.name, self._step.tracer).trace_id,
+                reason=over.reason(),
+            )
             yield key, self._status(deferred, JobState.RUNNING, f"over budget, and let through: {over.reason()}", None)
             yield self._admitted(deferred)
         elif policy == "defer" and over.ever:
@@ -320,14 +340,15 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def _buried(self, deferred: _Deferred[X], error: Exception) -> tuple[str, object]:
         envelope = deferred.envelope
-        letter = bury(envelope.job, envelope.record, error, step=self._step.name)
+        received_at = envelope.received_at
+        letter = bury(envelope.job, envelope.record, error, step=self._step.name, received_at=received_at)
         if any(each.startswith(f"{deferred.asks}/") for each in self._account.reserved):
             letter = letter.model_copy(update={"ends_job": False})  # the first of these messages goes on
         return deferred.key, letter
 
-    def _status(self, deferred: _Deferred[X], state: JobState, detail: str, resume_at: float | None) -> StatusChanged:
+    def _status(self, deferred: _Deferred[X], state: JobState, detail: str, resume_at: float | None) -> OutgoingRecord:
         job = deferred.envelope.job
-        return StatusChanged(
+        status = StatusChanged(
             job_id=job.job_id,
             tenant=job.tenant,
             document_id=job.document_id,
@@ -336,6 +357,7 @@ class _Tenant(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             detail=detail,
             resume_at=None if resume_at is None else at_unix(resume_at),
         )
+        return caused(status, deferred.envelope, step=self._step.name, tracer=self._step.tracer)
 
     def notify_at(self) -> datetime | None:
         look_at = self._lookout.next_at(each.envelope.record for each in self._deferred)
@@ -399,14 +421,12 @@ def budget(
     """
     codec: TypeAdapter[Envelope[X]] = TypeAdapter(Envelope[charge.body])  # type: ignore[name-defined]  # at run time
     name = flow_step(step_id)
-    step = _Step(name, codec, charge, policy, clock, runtime.cancellations, STATE_SECONDS.labels(name, "held"))
-
-    def status(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=step.name) if isinstance(item, StatusChanged) else None
+    held_s = STATE_SECONDS.labels(name, "held")
+    step = _Step(name, codec, charge, policy, clock, runtime.cancellations, held_s, runtime.tracer)
 
     merged = op.merge("all", cast("_Keyed", up), cast("_Keyed", used), cast("_Keyed", changed))
     tenants = op.key_on("tenant", merged, _tenant)
     accounted = op.key_rm("accounted", op.stateful_batch("work", tenants, lambda resume: _tenant_of(step, resume)))
     outcome, said = sort_out(accounted)
-    op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
+    op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())
     return outcome

@@ -20,5 +20,7 @@ from schemas.dead_letter import DeadLetter
 def dead_letter(step_id: str, *ups: KeyedStream[DeadLetter], runtime: Runtime) -> None:
     """Write the dead letters of all steps of a flow."""
     step = flow_step(step_id)
-    records = op.flat_map_value("records", op.merge("all", *ups), lambda letter: letter_records(letter, step=step))
+    records = op.flat_map_value(
+        "records", op.merge("all", *ups), lambda letter: letter_records(letter, step=step, tracer=runtime.tracer)
+    )
     op.output("write", records, runtime.topics.sink())

@@ -17,9 +17,9 @@ from connectors.slices import Slice
 from operators.envelope import Envelope, Job, job_of
 from operators.outcome import Outcome, bury, flow_step, split
 from operators.runtime import Runtime
-from schemas.dead_letter import DeadLetter
+from schemas.dead_letter import DeadLetter, id_of_place
 from schemas.errors import Poison, Refused
-from schemas.event import IDENTIFIER_MAX_CHARS, URL_MAX_CHARS, JobEvent, derive_id, utc_now
+from schemas.event import IDENTIFIER_MAX_CHARS, URL_MAX_CHARS, JobEvent, utc_now
 
 E = TypeVar("E", bound=JobEvent)
 
@@ -63,7 +63,7 @@ def salvage_job(record: Record) -> Job:
         payload = None
     fields = payload if isinstance(payload, dict) else {}
     fallback = {
-        "job_id": derive_id("undecodable", record.topic, str(record.partition), str(record.offset)),
+        "job_id": id_of_place(record.topic, record.partition, record.offset),
         "tenant": "default",
     }
     known = {name: fields.get(name, default) for name, default in fallback.items()}
@@ -96,7 +96,7 @@ def decode(step_id: str, up: Stream[Record], event: type[E], mine: Slice | None 
             body = parse(record, event)
         except Poison as error:
             reason = error if event.ENDS_JOB_IF_UNREADABLE else Refused(str(error))
-            letter = bury(salvage_job(record), record, reason, step=step)
+            letter = bury(salvage_job(record), record, reason, step=step, received_at=utc_now())
             return letter.job_id, letter
         return body.key, Envelope(job_of(body), body, record, utc_now())
 

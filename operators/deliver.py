@@ -23,6 +23,7 @@ from operators.offload import OffloadPolicy, offload
 from operators.outcome import Outcome, bury, flow_step, not_the_end, sort_out
 from operators.places import Places
 from operators.runtime import Runtime
+from operators.traced import settled
 from schemas.callbacks import CallbackDeferred
 from schemas.dead_letter import DeadLetter, redrives
 from schemas.errors import Fatal, GaveUp, HeadraceError, Retryable
@@ -130,11 +131,16 @@ def deliver(
             again = conclude(envelope.body, policy, clock(), former=former)
         except HeadraceError as error:
             CALLBACKS.labels("dead_lettered").inc()
-            return not_the_end(bury(envelope.job, envelope.record, error, step=step, attempts=former + 1))
+            received_at, attempts = envelope.received_at, former + 1
+            letter = bury(envelope.job, envelope.record, error, step=step, attempts=attempts, received_at=received_at)
+            return not_the_end(letter)
         CALLBACKS.labels("delivered" if again is None else "deferred").inc()
-        return None if again is None else envelope.carrying(again)
+        if again is not None:
+            return envelope.carrying(again)
+        settled(envelope, step=step, outcome="delivered", tracer=runtime.tracer)
+        return None
 
     posted = offload("work", up, work, body=CallbackDeferred, policy=DELIVER, runtime=runtime)
-    settled, _ = sort_out(op.filter_map_value("settle", posted.oks, settle))
+    parted, _ = sort_out(op.filter_map_value("settle", posted.oks, settle))
     broken = op.map_value("unended", posted.errs, not_the_end)
-    return Outcome(settled.oks, op.merge("failed", settled.errs, broken))
+    return Outcome(parted.oks, op.merge("failed", parted.errs, broken))

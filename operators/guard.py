@@ -33,12 +33,15 @@ from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
-from connectors.kafka.record import OutgoingRecord, outgoing
+from connectors.kafka.record import OutgoingRecord
+from connectors.tracing.port import Tracer
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope
 from operators.offload import STATE_SECONDS
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
+from operators.traced import caused, record_said
+from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, GaveUp, Poison
 from schemas.event import at_unix, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
@@ -218,10 +221,12 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         policy: GuardPolicy,
         clock: Callable[[], datetime],
         cancellations: Cancellations,
+        tracer: Tracer,
         resume: _Snapshot | None,
     ) -> None:
         self._name = name
         self._policy = policy
+        self._tracer = tracer
         self._cancellations = cancellations
         self._lookout = Lookout(cancellations)
         self._clock = clock
@@ -287,7 +292,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             held = self._let_go(review_id, now)
             days = self._policy.review_s / 86_400
             error = GaveUp(f"nobody has decided its review within {days:g} days ({held.limit})")
-            emitted.append((held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)))
+            emitted.append((held.key, self._buried(held.envelope, error)))
         for early in [each for each, (at, _) in self._early.items() if at + EARLY_S <= now]:
             self._ignore(self._early.pop(early)[1])
         self._open.are(len(self._held))
@@ -332,29 +337,27 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
             if waiting >= self._policy.max_waiting and (review_id, request.job_id) not in self._early:
                 full = f"stopped: {reason}; {waiting} jobs of its tenant wait for a review already"
                 error = GaveUp(f"{full}: decide those, then redrive this one")
-                yield key, bury(envelope.job, envelope.record, error, step=self._name)
+                yield key, self._buried(envelope, error)
                 return
             STOPPED.labels(limit).inc()
             expires_at = now + self._policy.review_s
             self._held[review_id] = _Held(key, envelope, limit, value, expires_at)
-            yield (
-                key,
-                ReviewRequested(
-                    job_id=request.job_id,
-                    tenant=request.tenant,
-                    review_id=review_id,
-                    root_job_id=request.root,
-                    limit=limit,
-                    value=value,
-                    allowed=allowed,
-                    reason=reason,
-                    depth=request.depth,
-                    ancestors=root.ancestors(request),
-                    prompt_chars=request.prompt_chars,
-                    origin=record.origin,
-                    expires_at=at_unix(expires_at),
-                ),
+            review = ReviewRequested(
+                job_id=request.job_id,
+                tenant=request.tenant,
+                review_id=review_id,
+                root_job_id=request.root,
+                limit=limit,
+                value=value,
+                allowed=allowed,
+                reason=reason,
+                depth=request.depth,
+                ancestors=root.ancestors(request),
+                prompt_chars=request.prompt_chars,
+                origin=record.origin,
+                expires_at=at_unix(expires_at),
             )
+            yield key, caused(review, envelope, step=self._name, tracer=self._tracer)
         yield key, self._status(envelope, JobState.AWAITING_REVIEW, f"stopped: {reason}", needs_review=True)
         early = self._early.pop((review_id, request.job_id), None)
         if early is not None:
@@ -376,7 +379,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         note = f": {decided.note}" if decided.note else ""
         if decided.decision == "reject":
             error = RejectedByReviewer(f"rejected{by}{note}")
-            yield held.key, bury(held.envelope.job, held.envelope.record, error, step=self._name)
+            yield held.key, self._buried(held.envelope, error)
             return
         root = self._root(held.envelope.body.root, now)
         # At least what the job needs by now, which time and siblings have changed: it was approved.
@@ -403,16 +406,25 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
     def _ignore(self, decided: ReviewDecided) -> None:
         IGNORED.inc()
         log.warning(
-            "decision ignored: the job does not wait for it", job_id=decided.job_id, review_id=decided.review_id
+            "decision ignored: the job does not wait for it",
+            job_id=decided.job_id,
+            tenant=decided.tenant,
+            step=self._name,
+            review_id=decided.review_id,
         )
 
     def _status(
         self, envelope: Envelope[RequestSubmitted], state: JobState, detail: str, *, needs_review: bool = False
-    ) -> StatusChanged:
+    ) -> OutgoingRecord:
         job = envelope.job
-        return StatusChanged(
+        status = StatusChanged(
             job_id=job.job_id, tenant=job.tenant, state=state, step=self._name, detail=detail, needs_review=needs_review
         )
+        return caused(status, envelope, step=self._name, tracer=self._tracer)
+
+    def _buried(self, envelope: Envelope[RequestSubmitted], error: Exception) -> DeadLetter:
+        received_at = envelope.received_at
+        return bury(envelope.job, envelope.record, error, step=self._name, received_at=received_at)
 
     def _forget(self, now: float) -> None:
         """Roots that have been silent for long, the oldest first; not those of which something waits."""
@@ -472,16 +484,15 @@ def guard(
     """Let through what stays within the limits of its root job; the rest waits for a person."""
     name = flow_step(step_id)
 
-    def event(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=name) if isinstance(item, StatusChanged | ReviewRequested) else None
-
     parted = op.branch("plain", up, lambda keyed: is_plain(keyed[1].body, policy))
     merged = op.merge("all", cast("_Keyed", parted.falses), cast("_Keyed", used), cast("_Keyed", decided))
     buckets = op.key_on("bucket", merged, _bucket)
     checked = op.key_rm(
         "checked",
-        op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, resume)),
+        op.stateful_batch(
+            "work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, runtime.tracer, resume)
+        ),
     )
     outcome, said = sort_out(checked)
-    op.output("events", op.filter_map_value("event", said, event), runtime.topics.sink())
+    op.output("events", op.filter_map_value("event", said, record_said), runtime.topics.sink())
     return Outcome(op.merge("passed", parted.trues, outcome.oks), outcome.errs)

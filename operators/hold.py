@@ -204,7 +204,16 @@ class _Bucket(StatefulBatchLogic[Envelope[CallbackDeferred], Record | DeadLetter
     def _buried(self, envelope: Envelope[CallbackDeferred], error: Exception) -> DeadLetter:
         CALLBACKS.labels("dead_lettered").inc()
         attempts = max(envelope.body.attempts, 1)
-        return not_the_end(bury(envelope.job, envelope.record, error, step=self._step, attempts=attempts))
+        return not_the_end(
+            bury(
+                envelope.job,
+                envelope.record,
+                error,
+                step=self._step,
+                attempts=attempts,
+                received_at=envelope.received_at,
+            )
+        )
 
     def notify_at(self) -> datetime | None:
         return self._look_at

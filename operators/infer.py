@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TypeVar
 
 import bytewax.operators as op
+import structlog
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream
 from prometheus_client import Counter
@@ -55,6 +56,8 @@ from schemas.usage import TokensUsed
 
 A = TypeVar("A", ResultCompleted, ToolRequested)
 
+log = structlog.get_logger()
+
 TOKENS = Counter(
     "headrace_tokens_total",
     "Tokens of calls whose usage is known, or estimated, by direction: in (prompt), out (completion). Counted when the "
@@ -75,6 +78,8 @@ INFER = OffloadPolicy(
 
 TOOL_TIMEOUT = timedelta(minutes=5)
 """How long a job waits for a tool before the model is told that there was no answer."""
+
+LOGGED_CHARS = 2000  # of each message and of an answer, where somebody has asked for them in the log
 
 MARKUP = 16  # tokens around each message, passage or tool, at most: 4 to 8 in the templates of current models
 PROMPT_MARKUP = 128  # our own instruction, and what a template says once
@@ -246,7 +251,7 @@ class Meter:
             cost.inc(money / MONEY_UNITS)
 
 
-async def answer(pending: Pending[RetrievedRequest], llm: LLM, meter: Meter) -> Answer:
+async def answer(pending: Pending[RetrievedRequest], llm: LLM, meter: Meter, *, log_content: bool = False) -> Answer:
     """One inference, and its account; or the tool that the model wants first."""
     envelope = pending.envelope
     retrieved = envelope.body
@@ -267,6 +272,9 @@ async def answer(pending: Pending[RetrievedRequest], llm: LLM, meter: Meter) -> 
         if error.bill is not None:
             meter.count(request.tenant, error.bill)
         raise
+    if log_content:
+        asked = [f"{message.role}: {message.content[:LOGGED_CHARS]}" for message in prompt.messages]
+        log.debug("call", prompt=asked, answer=completion.text[:LOGGED_CHARS])
     usage = TokenCount(
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
@@ -344,7 +352,7 @@ def infer(
     meter = Meter(prices)
 
     async def work(pending: Pending[RetrievedRequest]) -> Answer:
-        return await answer(pending, llm, meter)
+        return await answer(pending, llm, meter, log_content=runtime.log_content)
 
     once = PaidOnce(ledger, stored_answer, _call_id, request_hash, usage_of, policy.attempts, ambiguity)
     worked: Outcome[Answer] = offload(

@@ -144,7 +144,8 @@ def dead_letter_of(envelope: Envelope[Sifted], *, step: str) -> DeadLetter:
     more = len(faults) - len(reasons)
     message = "; ".join(reasons) + (f"; and {more} more" if more else "")
     job = Job(envelope.job.job_id, faults[0].tenant)
-    return bury(job, replace(envelope.record, value=json.dumps(notification).encode()), Poison(message), step=step)
+    record = replace(envelope.record, value=json.dumps(notification).encode())
+    return bury(job, record, Poison(message), step=step, received_at=envelope.received_at)
 
 
 @operator

@@ -41,13 +41,14 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Condition
-from time import monotonic
+from time import monotonic, time
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, get_args
 from weakref import WeakSet
 from zlib import crc32
 
 import bytewax.operators as op
+import structlog
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from prometheus_client import Counter, Gauge
@@ -55,17 +56,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from connectors.circuit import Circuit, Permit
 from connectors.histogram import CALL_BUCKETS_S, STATE_BUCKETS_S, Histogram
-from connectors.kafka.record import OutgoingRecord, outgoing
+from connectors.tracing.port import CURRENT, Attribute, Span, new_span_id
 from operators.envelope import Envelope, Job
 from operators.fair_slots import FairSlots
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
+from operators.traced import caused, record_said, settled, trace_within
 from schemas.dead_letter import DeadLetter
-from schemas.deltas import TextDelta
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
 from schemas.event import Event, derive_id, utc_now
 from schemas.jobs import JobState, StatusChanged
-from schemas.usage import TokensUsed, nothing_used
+from schemas.usage import nothing_used
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -150,7 +151,7 @@ class Ready:
     """Something to emit, if it is not Dropped; the message that it settles, if it settles one."""
 
     key: str
-    item: object  # Envelope[Y] | DeadLetter | Event | Dropped | Fatal
+    item: object  # Envelope[Y] | DeadLetter | OutgoingRecord | Dropped | Fatal
     settles: int | None = None
     taken: bool = False  # the flow has it
 
@@ -368,9 +369,24 @@ class _Step(Generic[X, Y]):
             detail=detail,
         )
 
+    def said(self, pending: Pending[X], event: Event) -> object:
+        """The record of what a message has caused so far, unless nobody is to hear of it."""
+        if self.policy.silent and isinstance(event, StatusChanged):
+            return Dropped()
+        return caused(event, pending.envelope, step=self.name, tracer=self.runtime.tracer)
+
+    def left(self, pending: Pending[X], outcome: str) -> None:
+        """The message leaves the flow here, without a result or a dead letter: its span ends."""
+        settled(pending.envelope, step=self.name, outcome=outcome, tracer=self.runtime.tracer)
+
     async def settle(self, pending: Pending[X], emit: Callable[[Ready], None]) -> None:
         """Emit what becomes of a message, in the end."""
         job, loop = pending.envelope.job, asyncio.get_running_loop()
+        trace = trace_within(pending.envelope, self.name, self.runtime.tracer)
+        CURRENT.set(trace)  # of this task alone
+        structlog.contextvars.bind_contextvars(
+            job_id=job.job_id, tenant=job.tenant, step=self.name, trace_id=trace.trace_id
+        )
 
         def told(reason: str) -> None:
             loop.call_soon_threadsafe(pending.cancel, reason)
@@ -395,7 +411,7 @@ class _Step(Generic[X, Y]):
             say(self.status(pending, state, attempt=pending.failures + 1, detail=detail))
 
         def say(event: Event) -> Ready:
-            ready = Ready(pending.key, event)
+            ready = Ready(pending.key, self.said(pending, event))
             emit(ready)
             return ready
 
@@ -501,12 +517,35 @@ class _Step(Generic[X, Y]):
             pending.called_at = began
         self._calls += 1
         try:
-            return await self._charged(pending)
+            return await self._traced(pending)
         finally:
             self._calls -= 1
             took_s = monotonic() - began
             self._call_s.observe(took_s)
             self._running_s.observe(took_s)
+
+    async def _traced(self, pending: Pending[X]) -> Y:
+        """One call, as a span below its message's; what it sends out itself is below that."""
+        tracer, above = self.runtime.tracer, CURRENT.get()
+        if not tracer.on or above is None or not above.sampled:
+            return await self._charged(pending)
+        own, began_at, failed = above.child(new_span_id()), time(), None
+        reset = CURRENT.set(own)
+        try:
+            return await self._charged(pending)
+        except BaseException as error:
+            failed = type(error).__name__
+            raise
+        finally:
+            CURRENT.reset(reset)
+            job = pending.envelope.job
+            said: dict[str, Attribute] = {
+                "headrace.job_id": job.job_id,
+                "headrace.tenant": job.tenant,
+                "headrace.step": self.name,
+                "headrace.attempt": pending.failures + 1,
+            }
+            tracer.record(Span(self.name, own, above.span_id, began_at, time(), attributes=said, failed=failed))
 
     async def _charged(self, pending: Pending[X]) -> Y:
         try:
@@ -557,6 +596,7 @@ class _Step(Generic[X, Y]):
             step=self.name,
             attempts=max(pending.failures, 1),
             first_failed_at=pending.first_failed_at,
+            received_at=pending.envelope.received_at,
         )
 
 
@@ -677,17 +717,22 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             if not isinstance(ready.item, Dropped):
                 emitted.append((ready.key, ready.item))
             if ready.settles is not None:
-                emitted += self._settle(self._pending.pop(ready.settles))
+                pending = self._pending.pop(ready.settles)
+                if isinstance(ready.item, Dropped):
+                    self._step.left(pending, "dropped" if pending.cancelled is None else "cancelled")
+                emitted += self._settle(pending)
         self._start_due()
         return emitted
 
     def _settle(self, pending: Pending[X]) -> Iterator[tuple[str, object]]:
         for number in pending.followers:
             follower = self._pending.pop(number)
+            self._step.left(follower, "coalesced")
             job = follower.envelope.job
             if job.admission_id is not None and job.admission_id != pending.envelope.job.admission_id:
                 # Its own, for a call that is not made.
-                yield follower.key, nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
+                unused = nothing_used(job.job_id, job.tenant, job.root, job.admission_id)
+                yield follower.key, self._step.said(follower, unused)
         if pending.identity is not None:
             del self._leaders[pending.identity]
         self._start_next(pending.key)
@@ -713,7 +758,9 @@ class _Lane(StatefulBatchLogic[tuple[str, Envelope[X]], tuple[str, object], _Sna
             pending = self._take(key, envelope, wait=True)
             leads = pending.identity is None or self._leaders[pending.identity] is pending
             detail = None if leads else "the same request is being worked on already: this one ends with it"
-            emitted.append((key, self._step.status(pending, JobState.RUNNING, attempt=1, detail=detail)))
+            if not self._step.policy.silent:
+                running = self._step.status(pending, JobState.RUNNING, attempt=1, detail=detail)
+                emitted.append((key, self._step.said(pending, running)))
         return self._emit(emitted + self._collect())
 
     def on_notify(self) -> tuple[list[tuple[str, object]], bool]:
@@ -772,13 +819,8 @@ def offload(
         raise ValueError(f"{step_id}: what is coalesced overtakes what keeps its order; choose one of them")
     step = _Step(flow_step(step_id), work, body, policy, runtime, around, same)
 
-    def status(item: object) -> OutgoingRecord | None:
-        if policy.silent and isinstance(item, StatusChanged):
-            return None
-        return outgoing(item, step=step.name) if isinstance(item, StatusChanged | TokensUsed | TextDelta) else None
-
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))
     outcome, said = sort_out(worked)
-    op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
+    op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())
     return outcome

@@ -19,6 +19,7 @@ from schemas.dead_letter import DeadLetter, Header, first_produced_at
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Refused, Retryable
 from schemas.event import utc_now
 from schemas.results import TokenCount
+from schemas.trace import trace_of
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -35,7 +36,14 @@ class Outcome(Generic[Y]):
 
 
 def bury(
-    job: Job, record: Record, error: Exception, *, step: str, attempts: int = 1, first_failed_at: datetime | None = None
+    job: Job,
+    record: Record,
+    error: Exception,
+    *,
+    step: str,
+    attempts: int = 1,
+    first_failed_at: datetime | None = None,
+    received_at: datetime | None = None,
 ) -> DeadLetter:
     """The dead letter of a message whose work raised `error`.
 
@@ -47,7 +55,13 @@ def bury(
     else:
         message = f"{step} failed on this message with an unexpected {type(error).__name__}; the flow's log says where"
         log.error(
-            "unexpected exception", step=step, job_id=job.job_id, exc_type=type(error).__name__, where=_where(error)
+            "unexpected exception",
+            step=step,
+            job_id=job.job_id,
+            tenant=job.tenant,
+            trace_id=trace_of(record.headers, job.job_id).trace_id,
+            exc_type=type(error).__name__,
+            where=_where(error),
         )
     now, bill = utc_now(), job.billed
     retryable = isinstance(error, Retryable | GaveUp)
@@ -73,6 +87,7 @@ def bury(
         attempts=attempts,
         retryable=retryable,
         ends_job=not isinstance(error, Refused),
+        received_at=received_at,
         first_failed_at=first_failed_at or now,
         failed_at=now,
     )
@@ -138,6 +153,6 @@ def attempt(step_id: str, up: KeyedStream[Envelope[X]], stage: Callable[[X], Y])
         except Fatal:
             raise
         except Exception as error:  # noqa: BLE001  # any exception would end the whole execution; this item alone failed
-            return bury(envelope.job, envelope.record, error, step=step)
+            return bury(envelope.job, envelope.record, error, step=step, received_at=envelope.received_at)
 
     return split(op.map_value("run", up, run))

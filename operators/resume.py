@@ -25,13 +25,14 @@ from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.cancellations import Cancellations, Lookout
-from connectors.kafka.record import OutgoingRecord, outgoing
 from connectors.metric_labels import TOOLS
+from connectors.tracing.port import Tracer
 from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
 from operators.envelope import Envelope, job_of
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
-from schemas.dead_letter import redrives
+from operators.traced import caused, record_said
+from schemas.dead_letter import DeadLetter, redrives
 from schemas.errors import Fatal, Poison, Refused
 from schemas.event import at_unix, utc_now
 from schemas.jobs import JobState, StatusChanged
@@ -97,9 +98,11 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         policy: ResumePolicy,
         clock: Callable[[], datetime],
         cancellations: Cancellations,
+        tracer: Tracer,
         resume: _Snapshot | None,
     ) -> None:
         self._name = name
+        self._tracer = tracer
         self._cancellations = cancellations
         self._lookout = Lookout(cancellations)
         self._policy = policy
@@ -162,21 +165,19 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
                 f"call {asked.call_id} is over, and this message does not say with what its job went on; if the job "
                 "has no result, submit it again under another id"
             )
-            yield key, bury(envelope.job, envelope.record, over, step=self._name)
+            yield key, self._buried(envelope, over)
             return
         self._open[asked.call_id] = _Open(key, envelope, self._now())
-        yield (
-            key,
-            StatusChanged(
-                job_id=asked.job_id,
-                tenant=asked.tenant,
-                state=JobState.AWAITING_TOOL,
-                step=self._name,
-                attempt=again + 1,
-                detail=f"waits for tool {asked.tool}, call {asked.call_id}",
-                resume_at=asked.answer_until,
-            ),
+        status = StatusChanged(
+            job_id=asked.job_id,
+            tenant=asked.tenant,
+            state=JobState.AWAITING_TOOL,
+            step=self._name,
+            attempt=again + 1,
+            detail=f"waits for tool {asked.tool}, call {asked.call_id}",
+            resume_at=asked.answer_until,
         )
+        yield key, caused(status, envelope, step=self._name, tracer=self._tracer)
         early = self._early.pop(asked.call_id, None)
         if early is not None:
             yield from self._answer(early[1])
@@ -197,7 +198,18 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
 
     def _ignore(self, answer: ToolCompleted, why: str) -> None:
         IGNORED.labels(TOOLS.label(answer.tool)).inc()
-        log.warning("tool's answer ignored", job_id=answer.job_id, call_id=answer.call_id, why=why)
+        log.warning(
+            "tool's answer ignored",
+            job_id=answer.job_id,
+            tenant=answer.tenant,
+            step=self._name,
+            call_id=answer.call_id,
+            why=why,
+        )
+
+    def _buried(self, envelope: Envelope[ToolRequested], error: Exception) -> DeadLetter:
+        received_at = envelope.received_at
+        return bury(envelope.job, envelope.record, error, step=self._name, received_at=received_at)
 
     def _go_on(self, call_id: str, content: str) -> Iterator[tuple[str, object]]:
         call = self._open.pop(call_id)
@@ -212,7 +224,7 @@ class _Bucket(StatefulBatchLogic[tuple[str, Envelope[Any]], tuple[str, object], 
         try:
             request = resumed(envelope.body, content)
         except Poison as error:
-            return key, bury(envelope.job, envelope.record, error, step=self._name)
+            return key, self._buried(envelope, error)
         return key, Envelope(job_of(request), request, envelope.record, envelope.received_at)
 
     def _due(self, call: _Open) -> float:
@@ -260,15 +272,14 @@ def resume(
     """The next turn of each job whose tool has answered."""
     name = flow_step(step_id)
 
-    def status(item: object) -> OutgoingRecord | None:
-        return outgoing(item, step=name) if isinstance(item, StatusChanged) else None
-
     merged = op.merge("all", cast("_Keyed", asked), cast("_Keyed", answered))
     buckets = op.key_on("bucket", merged, lambda keyed: f"{crc32(keyed[1].job.job_id.encode()) % BUCKETS:02x}")
     joined = op.key_rm(
         "joined",
-        op.stateful_batch("work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, resume)),
+        op.stateful_batch(
+            "work", buckets, lambda resume: _Bucket(name, policy, clock, runtime.cancellations, runtime.tracer, resume)
+        ),
     )
     outcome, said = sort_out(joined)
-    op.output("statuses", op.filter_map_value("status", said, status), runtime.topics.sink())
+    op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())
     return outcome

@@ -11,6 +11,8 @@ from connectors.kafka.pressure import Pressure
 from connectors.kafka.progress import Progress
 from connectors.kafka.stop import Stop
 from connectors.slices import Slice
+from connectors.tracing.off import NoTracing
+from connectors.tracing.port import Tracer
 from schemas.errors import Fatal
 
 
@@ -27,4 +29,6 @@ class Runtime:
     cluster: Cluster = field(default_factory=Cluster)  # that runs the flow
     slice: Slice | None = None  # of the flow's work that is this process's, where others have the rest
     progress: Progress = field(default_factory=lambda: Progress("flow"))  # its sources and sinks report to the same one
+    tracer: Tracer = field(default_factory=NoTracing)  # same
+    log_content: bool = False  # prompts and answers may be logged
     raised: list[Fatal] = field(default_factory=list)  # by offload: Bytewax may panic instead, and lose what it says

@@ -162,7 +162,9 @@ class _Tenant(StatefulBatchLogic[Envelope[TokensUsed], UsageWindowed | DeadLette
             try:
                 self._windows.add(used)
             except Refused as error:
-                emitted.append(bury(envelope.job, envelope.record, error, step=self._step))
+                emitted.append(
+                    bury(envelope.job, envelope.record, error, step=self._step, received_at=envelope.received_at)
+                )
         return [*emitted, *self._due()], False
 
     def on_notify(self) -> tuple[list[UsageWindowed | DeadLetter], bool]:

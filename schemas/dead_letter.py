@@ -76,6 +76,8 @@ class DeadLetter(JobEvent):
     document_id: str | None = Field(default=None, description="The document, if the message is about one.")
     callback_url: SkipJsonSchema[str | None] = Field(default=None, exclude=True)
     """For the job's last status alone, no part of what is written: it may hold a secret, and people read letters."""
+    received_at: SkipJsonSchema[Timestamp | None] = Field(default=None, exclude=True)
+    """When its flow took the message up: for the trace alone."""
     first_failed_at: Timestamp = Field(default_factory=utc_now, description="When the first attempt failed.")
     failed_at: Timestamp = Field(default_factory=utc_now, description="When the last attempt failed.")
 
@@ -146,6 +148,11 @@ class DeadLetterRedriven(JobEvent):
     def event_id(self) -> str:
         """One id per dead letter: it is redriven once."""
         return derive_id(self.TYPE, self.dead_letter_id)
+
+
+def id_of_place(topic: str, partition: int, offset: int) -> str:
+    """The job_id of a message that has none that can be read."""
+    return derive_id("undecodable", topic, str(partition), str(offset))
 
 
 def redrives(headers: tuple[tuple[str, bytes], ...]) -> int:

@@ -14,6 +14,8 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 from pydantic.functional_validators import BeforeValidator
 
+from schemas.trace import Trace
+
 NAMESPACE: UUID = uuid5(NAMESPACE_URL, "urn:headrace")
 """Root of every derived id (RFC 9562, version 5)."""
 
@@ -123,7 +125,7 @@ class Event(BaseModel):
         """The Kafka value: UTF-8 JSON without absent fields."""
         return self.model_dump_json(exclude_none=True).encode()
 
-    def headers(self, *, source: str, traceparent: str | None = None) -> tuple[tuple[str, bytes], ...]:
+    def headers(self, *, source: str, trace: Trace | None = None) -> tuple[tuple[str, bytes], ...]:
         """CloudEvents attributes as Kafka headers; `source` names the flow and step that speaks."""
         attributes = (
             ("ce_specversion", b"1.0"),
@@ -134,7 +136,7 @@ class Event(BaseModel):
             ("ce_time", utc_now().isoformat().encode()),
             ("content-type", b"application/json"),
         )
-        return attributes if traceparent is None else (*attributes, ("traceparent", traceparent.encode()))
+        return attributes if trace is None else (*attributes, *trace.headers)
 
 
 class JobEvent(Event):

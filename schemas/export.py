@@ -16,7 +16,16 @@ HEADERS: JsonObject = {
     "description": "CloudEvents 1.0 attributes, Kafka protocol binding, binary mode. All are optional.",
     "properties": {
         name: {"type": "string"}
-        for name in ("ce_specversion", "ce_id", "ce_type", "ce_source", "ce_subject", "ce_time", "traceparent")
+        for name in (
+            "ce_specversion",
+            "ce_id",
+            "ce_type",
+            "ce_source",
+            "ce_subject",
+            "ce_time",
+            "traceparent",
+            "tracestate",
+        )
     },
 }
 

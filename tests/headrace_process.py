@@ -74,13 +74,16 @@ class PlainClient:
         self._bootstrap = bootstrap
         self._producer = Producer({"bootstrap.servers": bootstrap})
 
-    def send(self, topic: str, payload: Payload | bytes, *, key: str | None = None) -> None:
+    def send(
+        self, topic: str, payload: Payload | bytes, *, key: str | None = None, traceparent: str | None = None
+    ) -> None:
         """Produce one message and wait for its delivery."""
         failures: list[str] = []
         self._producer.produce(
             topic,
             payload if isinstance(payload, bytes) else json.dumps(payload).encode(),
             key,
+            headers=None if traceparent is None else [("traceparent", traceparent)],
             on_delivery=lambda error, _: failures.append(str(error)) if error is not None else None,
         )
         assert self._producer.flush(30) == 0

@@ -82,6 +82,7 @@ class Call:
     usage: tuple[int, int] = (11, 7)  # prompt and completion tokens
     began_at: float = field(default_factory=time.time)
     ended_at: float | None = None
+    traceparent: str | None = None
     body: dict[str, object] = field(default_factory=dict, repr=False)
 
 
@@ -151,7 +152,7 @@ class LLMServer:
         job_id = key.rsplit("/", 2)[0]  # of <job_id>/<redrives>/<digest of what is asked>
         self.keys.append(key)
         self._numbers[job_id] += 1
-        call = Call(job_id, self._numbers[job_id], body=body)
+        call = Call(job_id, self._numbers[job_id], traceparent=request.headers.get("traceparent"), body=body)
         if self.plan.distinct:
             call.usage = (self._random.randint(1, 500), self._random.randint(1, 500))
         self.calls.append(call)

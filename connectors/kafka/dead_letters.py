@@ -23,10 +23,18 @@ from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.reader import TopicReader
 from connectors.kafka.record import OutgoingRecord, Record, RepeatedRecord
 from connectors.kafka.stop import Stop
-from schemas.dead_letter import MAX_REDRIVES, PRODUCED_HEADER, REDRIVE_HEADER, DeadLetter, DeadLetterRedriven
+from schemas.dead_letter import (
+    MAX_REDRIVES,
+    PRODUCED_HEADER,
+    REDRIVE_HEADER,
+    DeadLetter,
+    DeadLetterRedriven,
+    id_of_place,
+)
 from schemas.errors import Fatal, HeadraceError
 from schemas.event import utc_now
 from schemas.topics import dead_letter_topic, dead_letter_topics, topic_of
+from schemas.trace import trace_of
 
 BATCH = 100
 """Messages between two flushes, and so the most that a crash leaves without their markers."""
@@ -423,8 +431,11 @@ def repeated(letter: DeadLetter) -> RepeatedRecord:
     ours = [(REDRIVE_HEADER, str(letter.redrives + 1).encode())]
     if letter.produced_at is not None:
         ours.append((PRODUCED_HEADER, letter.produced_at.isoformat().encode()))
+    headers = tuple((header.name, header.value) for header in letter.message_headers)
+    if letter.job_id == id_of_place(letter.topic, letter.partition, letter.offset):  # it will have another place
+        ours += trace_of(headers, letter.job_id).headers
     names = {name for name, _ in ours}
-    others = tuple((header.name, header.value) for header in letter.message_headers if header.name not in names)
+    others = tuple((name, value) for name, value in headers if name not in names)
     return RepeatedRecord(letter.topic, letter.message_key, letter.message_value, (*others, *ours))
 
 

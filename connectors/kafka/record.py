@@ -5,6 +5,7 @@ from datetime import datetime
 
 from schemas.event import Event
 from schemas.topics import topic_of
+from schemas.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RepeatedRecord:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-def outgoing(event: Event, *, step: str, topic: str | None = None, traceparent: str | None = None) -> OutgoingRecord:
+def outgoing(event: Event, *, step: str, topic: str | None = None, trace: Trace | None = None) -> OutgoingRecord:
     """The record of an event: its topic (by the catalogue, unless given), key, JSON and CloudEvents headers."""
-    headers = event.headers(source=f"headrace/{step}", traceparent=traceparent)
+    headers = event.headers(source=f"headrace/{step}", trace=trace)
     return OutgoingRecord(topic or topic_of(type(event)).name, event.key_bytes, event.encode(), headers)

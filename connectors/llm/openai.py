@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,6 +28,8 @@ from connectors.llm.port import (
     length_of,
 )
 from connectors.retry_after import retry_after_s
+from connectors.tracing.off import NoTracing
+from connectors.tracing.port import Attribute, OpenSpan, Tracer, outgoing_call
 from connectors.trust import trusting
 from schemas.errors import Bill, Fatal, HeadraceError, Poison, Retryable, Unavailable
 
@@ -147,22 +150,42 @@ class OpenAICompatibleLLM(LLM):
         connections: int = 10_000,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        tracer: Tracer = NoTracing(),  # noqa: B008  # without state
     ) -> None:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self.model = model
+        self._named: dict[str, Attribute] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model,
+            "server.address": urlsplit(base_url).hostname or "",
+        }
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._tls = trusting(ca, "HEADRACE_LLM_CA")
         self._connections = connections
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._tracer = tracer
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[Delta | Completion]:
         """Call the endpoint; see the port for what is raised."""
         answer = _Answer(prompt, self.model)
+        with outgoing_call(self._tracer, f"chat {self.model}", **self._named) as span:
+            async for delta in self._deltas(prompt, answer, span):
+                yield delta
+            completion = answer.completion()
+            span.attributes |= {
+                "gen_ai.response.model": completion.model,
+                "gen_ai.usage.input_tokens": completion.prompt_tokens,
+                "gen_ai.usage.output_tokens": completion.completion_tokens,
+            }
+        yield completion
+
+    async def _deltas(self, prompt: Prompt, answer: "_Answer", span: OpenSpan) -> AsyncIterator[Delta]:
         body = self._body(prompt)
-        headers = self._headers | {"Idempotency-Key": _idempotency_key(prompt, body)}
+        headers = self._headers | {"Idempotency-Key": _idempotency_key(prompt, body)} | span.http_headers
         with _classed(self._url):
             async with self._open().post(self._url, json=body, headers=headers) as response:
+                span.attributes["http.response.status_code"] = response.status
                 if response.status != 200:  # noqa: PLR2004  # OK
                     raise _refusal(response.status, response.headers, await response.content.read(4096))
                 if response.content_type == "application/json":  # a server that does not stream
@@ -175,7 +198,6 @@ class OpenAICompatibleLLM(LLM):
                         for data in events.feed(piece):
                             if data.strip() != "[DONE]" and (text := answer.take(data)):
                                 yield Delta(text)
-        yield answer.completion()
 
     def _body(self, prompt: Prompt) -> dict[str, object]:
         messages = list(map(_wire_message, prompt.messages))

@@ -14,6 +14,8 @@ from yarl import URL
 
 from connectors.public_address import PublicAddresses, classed
 from connectors.retry_after import retry_after_s
+from connectors.tracing.off import NoTracing
+from connectors.tracing.port import Tracer, outgoing_call
 from connectors.web_url import parse
 from connectors.webhook.signature import Signatures
 from schemas.errors import GaveUp, HeadraceError, Isolated, Poison, TookTooLong
@@ -40,11 +42,13 @@ class HttpWebhooks:
         *,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], datetime] = utc_now,
+        tracer: Tracer = NoTracing(),  # noqa: B008  # without state
     ) -> None:
         self._signatures = Signatures(secrets)
         self._addresses = addresses
         self._timeout_s = timeout_s
         self._clock = clock
+        self._tracer = tracer
 
     async def post(self, url: str, *, tenant: str, webhook_id: str, body: bytes) -> None:
         """As the port says: 2xx is taken, 410 is the end, everything else is worth another attempt."""
@@ -57,12 +61,14 @@ class HttpWebhooks:
         target = parse(url)
         name = str(target.origin())
         self._addresses.check(target, name)
-        try:
-            async with asyncio.timeout(self._timeout_s), self._addresses.session(_HEADERS | signed) as session:
-                with classed(name):
-                    await _post(session, target, body, name)
-        except TimeoutError as error:
-            raise TookTooLong(f"{name} did not answer within {self._timeout_s:g} s") from error
+        with outgoing_call(self._tracer, "POST callback", **{"server.address": target.host or ""}) as span:
+            headers = _HEADERS | signed | span.http_headers
+            try:
+                async with asyncio.timeout(self._timeout_s), self._addresses.session(headers) as session:
+                    with classed(name):
+                        await _post(session, target, body, name)
+            except TimeoutError as error:
+                raise TookTooLong(f"{name} did not answer within {self._timeout_s:g} s") from error
 
 
 async def _post(session: aiohttp.ClientSession, url: URL, body: bytes, name: str) -> None:

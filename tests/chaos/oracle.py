@@ -26,6 +26,7 @@ class Call:
     usage: tuple[int, int]
     began_at: float
     ended_at: float | None
+    traceparent: str | None = None
 
     @property
     def spent(self) -> bool:

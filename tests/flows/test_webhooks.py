@@ -25,6 +25,7 @@ from connectors.kafka.recovery import RecoveryDirectory
 from connectors.kafka.stop import Stop
 from connectors.public_address import PublicAddresses
 from connectors.settings import Settings
+from connectors.tracing.off import NoTracing
 from connectors.webhook.http import HttpWebhooks
 from flows.webhooks import WebhooksPolicy, build
 from operators.deliver import RetryPolicy
@@ -213,7 +214,7 @@ def test_a_job_that_ends_again_after_a_redrive_is_told_again(
     with Running(broker, tmp_path / "state"):
         for offset, reason in ((3, "no model"), (3, "no model"), (9, "still no model")):
             letter = bury(job_of(request), record(request, offset=offset), GaveUp(reason), step="answer.infer")
-            for each in letter_records(letter, step="answer.dlq"):
+            for each in letter_records(letter, step="answer.dlq", tracer=NoTracing()):
                 outbox.send(each)
         outbox.flush()
         first, second = (posted.verified() for posted in receiver.wait_for(2))

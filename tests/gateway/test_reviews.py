@@ -13,6 +13,7 @@ from schemas.cancellations import CancelRequested
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
 from schemas.reviews import ReviewDecided, ReviewRequested
+from schemas.trace import root_of
 from tests.gateway.operated import ACME, ALL, UMBRA, Gateway, gateway_on
 from tests.kafka.client import read, values
 
@@ -74,7 +75,7 @@ def test_an_approval_needs_no_body_and_whoever_sees_all_is_the_console(gateway: 
     assert (decided.allowed, decided.note, decided.reviewer) == (None, None, "console")
 
 
-def test_a_decision_goes_on_with_the_callers_trace_unless_it_is_none(gateway: Gateway) -> None:
+def test_a_decision_goes_on_with_the_callers_trace_or_else_that_of_the_job(gateway: Gateway) -> None:
     trace = f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"
     reviews = {trace: stopped(gateway), "no trace": stopped(gateway)}
 
@@ -83,7 +84,10 @@ def test_a_decision_goes_on_with_the_callers_trace_unless_it_is_none(gateway: Ga
 
     messages = map(record_of, read(gateway.bootstrap, "reviews.decided"))
     traces = {message.key: message.header("traceparent") for message in messages}
-    assert [traces[review.key_bytes] for review in reviews.values()] == [trace, None]
+    assert [traces[review.key_bytes] for review in reviews.values()] == [
+        trace,
+        root_of(reviews["no trace"].job_id).traceparent,
+    ]
 
 
 def test_a_rejection_says_why(gateway: Gateway) -> None:

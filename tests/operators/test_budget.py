@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from connectors.cancellations import Cancellations
 from connectors.kafka.port import Topics
 from connectors.kafka.record import Record
+from connectors.tracing.off import NoTracing
 from operators.account import Cost
 from operators.budget import BudgetPolicy, Charge, _Step, _Tenant, budget
 from operators.dead_letter import dead_letter
@@ -286,7 +287,7 @@ def test_a_deferral_is_time_that_its_request_was_held() -> None:
     charge = Charge(RequestSubmitted, lambda body: Cost(body.max_tokens, 0), lambda envelope: envelope.job.job_id)
     codec, policy = TypeAdapter(Envelope[RequestSubmitted]), BudgetPolicy(limited(150, "defer"))
     times = STATE_SECONDS.labels("budget", "held")
-    tenant = _Tenant(_Step("budget", codec, charge, policy, lambda: now, Cancellations(), times), None)
+    tenant = _Tenant(_Step("budget", codec, charge, policy, lambda: now, Cancellations(), times, NoTracing()), None)
 
     def read(*events: RequestSubmitted | TokensUsed) -> list[Any]:
         envelopes = [Envelope(job_of(each), each, record(each), T0) for each in events]

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from connectors.cancellations import Cancellations
 from connectors.kafka.port import Topics
+from connectors.kafka.record import OutgoingRecord
+from connectors.tracing.off import NoTracing
 from operators.dead_letter import dead_letter
 from operators.decode import consume
 from operators.envelope import Envelope, job_of
@@ -109,15 +111,20 @@ class Judge:
         self.restart(None)
 
     def restart(self, snapshot: Any) -> None:
-        self.bucket = _Bucket("guard", self._policy, self.clock, self.cancellations, snapshot)
+        self.bucket = _Bucket("guard", self._policy, self.clock, self.cancellations, NoTracing(), snapshot)
 
     def read(self, *events: JobEvent, offset: int = 0) -> list[object]:
         envelopes = [Envelope(job_of(each), each, record(each, offset=offset), T0) for each in events]
         return [item for _, item in self.bucket.on_batch([(each.job.job_id, each) for each in envelopes])[0]]
 
     def review(self, event: JobEvent, offset: int = 0) -> ReviewRequested:
-        (review,) = (each for each in self.read(event, offset=offset) if isinstance(each, ReviewRequested))
+        (review,) = reviews_in(self.read(event, offset=offset))
         return review
+
+
+def reviews_in(said: list[object]) -> list[ReviewRequested]:
+    records = [each for each in said if isinstance(each, OutgoingRecord) and each.topic == "reviews.requested"]
+    return [ReviewRequested.model_validate_json(each.value) for each in records]
 
 
 def decided(review: ReviewRequested, decision: str = "approve", **fields: Any) -> ReviewDecided:
@@ -186,7 +193,7 @@ def test_what_two_limits_stop_is_asked_for_twice_and_never_again_for_the_first()
     judge.read(child(1), TokensUsed(job_id="c1", root_job_id="root", admission_id="a", model="m", prompt_tokens=1001))
     judge.clock.move(seconds=101)
     first = judge.review(child(2))
-    (second,) = (each for each in judge.read(decided(first)) if isinstance(each, ReviewRequested))
+    (second,) = reviews_in(judge.read(decided(first)))
     judge.read(TokensUsed(job_id="c1", root_job_id="root", admission_id="b", model="m", prompt_tokens=1))
     assert (first.limit, second.limit) == ("tokens", "age")
     assert gone_on(judge.read(decided(second))) == ["c2"]

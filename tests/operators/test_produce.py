@@ -19,6 +19,7 @@ from schemas.requests import RequestSubmitted
 from schemas.results import TokenCount
 from schemas.tools import ToolRequested
 from schemas.topics import EVENT_MAX_BYTES
+from schemas.trace import root_of
 from schemas.usage import TokensUsed
 from tests.memory_topics import MemoryTopics, record
 
@@ -79,15 +80,15 @@ def test_a_call_whose_event_is_too_large_is_still_charged_once(runtime_on: MakeR
     assert [each["prompt_tokens"] for each in topics.on("usage.tokens")] == [7]
 
 
-def test_a_trace_header_is_passed_on_unless_it_is_none(runtime_on: MakeRuntime) -> None:
-    def passed_on(traceparent: bytes) -> bytes | None:
+def test_a_trace_is_passed_on_and_one_that_is_none_is_that_of_the_job(runtime_on: MakeRuntime) -> None:
+    def passed_on(traceparent: bytes) -> bytes:
         sent = replace(record(request("j", 1)), headers=(("traceparent", traceparent),))
         (call,) = [each for each in run(runtime_on, sent).written if each.topic == "tools.requested"]
-        return dict(call.headers).get("traceparent")
+        return dict(call.headers)["traceparent"]
 
     trace = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
     assert passed_on(trace) == trace
-    assert passed_on(b"x" * 1_000_000) is None
+    assert passed_on(b"x" * 1_000_000) == root_of("j").traceparent.encode()
 
 
 def test_the_last_status_of_a_dead_letter_says_who_wants_to_know_and_names_the_end(runtime_on: MakeRuntime) -> None:

@@ -29,6 +29,7 @@ from schemas.results import Citation, ResultCompleted, Timings, TokenCount
 from schemas.reviews import Ancestor, ReviewDecided, ReviewRequested
 from schemas.tools import ToolCompleted, ToolRequested
 from schemas.topics import CATALOGUE, dead_letter_topic, dead_letter_topics, topic_of
+from schemas.trace import Trace
 from schemas.usage import TokensUsed, UsageWindowed
 from tests.memory_topics import record
 
@@ -211,7 +212,7 @@ def test_a_field_that_a_reader_does_not_know_is_ignored(event: Event) -> None:
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
 def test_headers_carry_the_required_cloudevents_attributes(event: Event) -> None:
     headers = dict(
-        event.headers(source="headrace/test", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        event.headers(source="headrace/test", trace=Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
     )
     assert headers["ce_specversion"] == b"1.0"
     assert headers["ce_type"] == event.TYPE.encode()
