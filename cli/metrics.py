@@ -64,9 +64,7 @@ class Health:
             return False, f"{progress.flow}: stopping\n"
         if not progress.began:
             return False, f"{progress.flow}: no epoch is closed yet, {progress.age_s:.1f} s after the start\n"
-        if progress.silent_s is None:
-            return True, f"{progress.flow}: no partition is read by this process\n"
-        return True, f"{progress.flow}: last epoch {progress.silent_s:.1f} s ago\n"
+        return True, f"{progress.flow}: last epoch {progress.silent_s or 0.0:.1f} s ago\n"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -47,8 +47,7 @@ one that reads nothing may be well. These halt epochs and are no reason for a re
 What is left is a flow that hangs. `HEADRACE_STALL_S` is 180 so that it is longer than all of that; it must be at least
 twice `HEADRACE_EPOCH_S`. A liveness probe every 10 seconds with three failures restarts such a flow after 3.5 minutes.
 
-In a cluster of more processes than a flow has partitions, some read none and have no heartbeat: they are alive, and
-ready half a minute after the flow began to give its partitions out.
+The processes of a cluster close epochs together: if one hangs, all of them are soon without a heartbeat.
 
 ## Metrics
 

@@ -1,7 +1,7 @@
 """A histogram for what every call comes by: one observation costs 0.4 us, a seventh of prometheus_client's own.
 
 That one increments its sum and its bucket under a lock each, and looks for the bucket one by one. A call costs half a
-millisecond of CPU in all and is observed four times.
+millisecond of CPU in all and is observed three times.
 """
 
 from bisect import bisect_left
@@ -13,11 +13,12 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-CALL_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0)
-"""Of what a call takes: 2 to 30 s is what flows are made for, 120 s the longest that the shipped ones allow."""
-
-STATE_BUCKETS_S = (*CALL_BUCKETS_S, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
-"""Of states that last until a window ends, a dependency is back, or a person has decided."""
+BUCKETS_S = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0),
+    *(300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0),
+)
+"""Calls: 2 to 30 s is what flows are made for, 120 s the longest that the shipped ones allow. Beyond that: what waits
+until a window ends, a dependency is back, or a person has decided."""
 
 
 class Observations:
@@ -78,6 +79,13 @@ class Histogram(Collector):
             raise ValueError(f"{self.name} has the labels {', '.join(self.labelnames)}; got {len(values)} values")
         with self._lock:
             return self._children.setdefault(values, Observations(self._buckets))
+
+    def share(self, observations: Observations, *values: str) -> None:
+        """Let what is observed elsewhere, with the same buckets, count here under these labels, too: at no cost."""
+        if len(values) != len(self.labelnames):
+            raise ValueError(f"{self.name} has the labels {', '.join(self.labelnames)}; got {len(values)} values")
+        with self._lock:
+            self._children[values] = observations
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Its name, so that no other metric takes it."""

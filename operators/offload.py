@@ -55,7 +55,7 @@ from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.circuit import Circuit, Permit
-from connectors.histogram import CALL_BUCKETS_S, STATE_BUCKETS_S, Histogram
+from connectors.histogram import BUCKETS_S, Histogram
 from connectors.tracing.port import CURRENT, Attribute, Span, new_span_id
 from operators.envelope import Envelope, Job
 from operators.fair_slots import FairSlots
@@ -90,19 +90,19 @@ ATTEMPTS = Counter(
     "put off or ended without one. An answer from the ledger is none.",
     ["step", "outcome"],
 )
-CALL_SECONDS = Histogram("headrace_call_seconds", "Of each call, however it ended.", ["step"], buckets=CALL_BUCKETS_S)
+CALL_SECONDS = Histogram("headrace_call_seconds", "Of each call, however it ended.", ["step"], buckets=BUCKETS_S)
 DISPATCHED_TO_STORED = Histogram(
     "headrace_dispatched_to_stored_seconds",
     "From a message's first call until what became of it was settled: for paid calls, until it was in the ledger.",
     ["step"],
-    buckets=STATE_BUCKETS_S,
+    buckets=BUCKETS_S,
 )
 STATE_SECONDS = Histogram(
     "headrace_state_seconds",
     "How long a message was in a state, each time: waiting (for a slot, or for a dependency that is out), running (in "
     "a call), retrying (in backoff); held (by its tenant's budget or for a review, since the flow took it up).",
     ["step", "state"],
-    buckets=STATE_BUCKETS_S,
+    buckets=BUCKETS_S,
 )
 
 DOUBLINGS = 30  # of a backoff: more mean nothing, and a thousand are no float any more
@@ -314,7 +314,7 @@ class _Step(Generic[X, Y]):
         self._call_s = CALL_SECONDS.labels(name)
         self._stored_s = DISPATCHED_TO_STORED.labels(name)
         self._waiting_s = STATE_SECONDS.labels(name, "waiting")
-        self._running_s = STATE_SECONDS.labels(name, "running")
+        STATE_SECONDS.share(self._call_s, name, "running")
         self._retrying_s = STATE_SECONDS.labels(name, "retrying")
         _show(self)
 
@@ -520,9 +520,7 @@ class _Step(Generic[X, Y]):
             return await self._traced(pending)
         finally:
             self._calls -= 1
-            took_s = monotonic() - began
-            self._call_s.observe(took_s)
-            self._running_s.observe(took_s)
+            self._call_s.observe(monotonic() - began)
 
     async def _traced(self, pending: Pending[X]) -> Y:
         """One call, as a span below its message's; what it sends out itself is below that."""

@@ -37,6 +37,7 @@ class _Partition(StatefulSourcePartition[Signal, None]):
         self._speaks = speaks
         self._told = Signal(runtime.cluster.process, stopping=False, pressed=False)
         self._epochs = Epochs(epoch_s, datetime.now(UTC))
+        self._epoch = 0  # how many have ended
 
     def next_batch(self) -> list[Signal]:
         if self._told.stopping:
@@ -52,6 +53,8 @@ class _Partition(StatefulSourcePartition[Signal, None]):
         return self._epochs.no_earlier(datetime.now(UTC) + LOOK)
 
     def snapshot(self) -> None:
+        self._epoch += 1
+        self._runtime.progress.ended(self._epoch)  # of a process that reads no partition of a topic, too
         self._epochs.began(datetime.now(UTC))
 
 

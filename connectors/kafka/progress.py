@@ -2,8 +2,8 @@
 
 An epoch is closed once everything that was read in it is through all steps, and what it wrote is acknowledged. Bytewax
 lets no source end an epoch before the one before it is closed, in all processes: that is the flow's heartbeat. Sinks
-are asked to flush only in epochs in which they were written to. Of a cluster that has more processes than a flow has
-partitions, some read none: those have no heartbeat, and must not be taken for dead.
+are asked to flush only in epochs in which they were written to. Each process of a cluster has a source of its own
+besides (`operators.signals`), so that one which reads no partition of a topic has a heartbeat, too.
 """
 
 import threading
@@ -33,10 +33,6 @@ READ = Counter(
 )
 
 
-NO_PARTITION_S = 30.0
-"""After which a process that was given no partition waits for none: the others give them out while they start."""
-
-
 class Progress:
     """Of one flow in this process; thread-safe. Times are those of `clock`, in seconds."""
 
@@ -46,18 +42,11 @@ class Progress:
         self._lock = threading.Lock()
         self._positions: dict[Place, int] = {}
         self._began_at = clock()
-        self._listed_at: float | None = None
         self._beat_at: float | None = None
         self._closed = 0
         self._epoch = 0  # the number of the last one that has ended at a source
         self._ended_at = 0.0  # when
         self._flushed_at: float | None = None  # when its last sink was through
-
-    def listed(self) -> None:
-        """The flow has learned which partitions there are; now they are given out."""
-        with self._lock:
-            if self._listed_at is None:
-                self._listed_at = self._clock()
 
     def reads(self, place: Place, offset: int) -> None:
         """A partition will be read from there."""
@@ -75,19 +64,22 @@ class Progress:
         with self._lock:
             return dict(self._positions)
 
-    def ended(self, place: Place, epoch: int, *, offset: int, records: int) -> None:
-        """A partition has ended its epoch of that number, counted from 1: all of those before it are closed.
+    def took(self, place: Place, offset: int, *, records: int) -> None:
+        """So many records of a partition were read in an epoch, up to there."""
+        with self._lock:
+            self._positions[place] = offset
+        if records:
+            READ.labels(self.flow, place[0]).inc(records)
 
-        `records`: how many it has read in it. The partitions of a process count alike, so the first one to end an epoch
-        ends it for all.
+    def ended(self, epoch: int) -> None:
+        """A source has ended its epoch of that number, counted from 1: all of those before it are closed.
+
+        All sources of a process count alike, so the first one to end an epoch ends it for all.
         """
         now = self._clock()
         with self._lock:
-            self._positions[place] = offset
             if epoch > self._epoch:
                 self._end(epoch, now)
-        if records:
-            READ.labels(self.flow, place[0]).inc(records)
 
     def _end(self, epoch: int, now: float) -> None:
         if self._epoch:
@@ -104,8 +96,7 @@ class Progress:
         with self._lock:
             self._flushed_at = self._clock()
             self._closed = max(self._closed, 1)
-            if self._beat_at is not None:  # without partitions here it would be the last one for long
-                self._beat_at = self._flushed_at
+            self._beat_at = self._flushed_at
 
     def waits(self) -> None:
         """The flow halts its epochs for a reason that ends by itself: calls in flight, all of them with a timeout."""
@@ -115,14 +106,12 @@ class Progress:
 
     @property
     def began(self) -> bool:
-        """Whether the first epoch is closed, and so all state restored; or there will be none in this process."""
-        with self._lock:
-            without = self._listed_at is not None and not self._positions
-            return self._closed > 0 or (without and self._clock() - (self._listed_at or 0.0) > NO_PARTITION_S)
+        """Whether the first epoch is closed, and so all state restored."""
+        return self._closed > 0
 
     @property
     def silent_s(self) -> float | None:
-        """Seconds since the last sign of an epoch; None before the first, and where no partition is read."""
+        """Seconds since the last sign of an epoch; None before the first."""
         with self._lock:
             return None if self._beat_at is None else self._clock() - self._beat_at
 

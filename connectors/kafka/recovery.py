@@ -28,7 +28,9 @@ from prometheus_client import Gauge
 from schemas.errors import Fatal
 
 SNAPSHOT_BYTES = Gauge(
-    "headrace_snapshot_bytes", "Size of the recovery state on disk: of what a restart reads.", ["flow"]
+    "headrace_snapshot_bytes",
+    "Size of the recovery state on disk, of which a restart reads all; processes may share it.",
+    ["flow"],
 )
 
 _SQLITE_FAILURE = re.compile(r'SqliteFailure\(Error \{ code: (?P<code>\w+).*?Some\("(?P<reason>[^"]*)"\)', re.DOTALL)

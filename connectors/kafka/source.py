@@ -292,7 +292,6 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
         with self._lock:
             found = self._consumer().partitions(self._topics)
-        self._progress.listed()
         return [f"{topic}/{partition}" for topic, partition in found if self._only(partition)]
 
     def build_part(self, step_id: str, for_part: str, resume_state: Position | None) -> "_KafkaPartition":  # noqa: ARG002  # bytewax names them
@@ -373,9 +372,9 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._consumer.commit(self._place, self._recoverable_offset)
         self._recoverable_offset = self._next_offset
         self._epoch += 1
-        self._source._progress.ended(  # noqa: SLF001  # a part of the source
-            self._place, self._epoch, offset=self._next_offset, records=self._emitted_in_epoch
-        )
+        progress = self._source._progress  # noqa: SLF001  # a part of the source
+        progress.took(self._place, self._next_offset, records=self._emitted_in_epoch)
+        progress.ended(self._epoch)
         self._emitted_in_epoch = 0
         self._epochs.began(datetime.now(UTC))
         return (_VERSION, self._next_offset)

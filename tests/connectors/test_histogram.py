@@ -31,3 +31,12 @@ def test_two_metrics_of_one_name_are_refused() -> None:
     Reference("call_seconds", "-", registry=registry)
     with pytest.raises(ValueError, match="call_seconds"):
         Histogram("call_seconds", "-", ["step"], buckets=BUCKETS, registry=registry)
+
+
+def test_what_is_shared_is_told_by_both() -> None:
+    registry = CollectorRegistry()
+    calls = Histogram("call_seconds", "-", ["step"], buckets=BUCKETS, registry=registry)
+    states = Histogram("state_seconds", "-", ["step", "state"], buckets=BUCKETS, registry=registry)
+    states.share(calls.labels("a"), "a", "running")
+    calls.labels("a").observe(0.5)
+    assert registry.get_sample_value("state_seconds_sum", {"step": "a", "state": "running"}) == 0.5

@@ -100,3 +100,8 @@ def test_a_wish_to_stop_ends_all_processes(members: list[Member]) -> None:
     for each in members:
         each.thread.join(30.0)
         assert not each.thread.is_alive()
+
+
+def test_a_process_that_reads_no_partition_has_a_heartbeat(members: list[Member]) -> None:
+    wait_for("an epoch in each", lambda: all(each.runtime.progress.began for each in members))
+    assert [each.runtime.progress.positions for each in members] == [{}, {}]

@@ -21,7 +21,7 @@ def test_lag_is_what_was_not_taken_up_and_ends_with_the_partition(embedded: Embe
         progress.reads(("in", 0), 0)
         progress.reads(("in", 1), 0)
         assert (lag(0), lag(1)) == (10, 0)
-        progress.ended(("in", 0), 1, offset=7, records=7)
+        progress.took(("in", 0), 7, records=7)
         assert lag(0) == 3
         progress.reads_no_more(("in", 0))
         assert lag(0) is None

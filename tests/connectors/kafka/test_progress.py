@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 from prometheus_client import REGISTRY
 
-from connectors.kafka.progress import NO_PARTITION_S, Progress
+from connectors.kafka.progress import Progress
 
 ONE, OTHER = ("in", 0), ("in", 1)
 
@@ -44,35 +44,35 @@ def sampled(name: str, **labels: str) -> float:
 
 def test_a_flow_has_begun_once_its_first_epoch_is_through_not_when_its_source_has_ended_it(progress: Progress) -> None:
     assert silent_s(progress) is None
-    progress.ended(ONE, 1, offset=5, records=5)
+    progress.ended(1)
     assert not began(progress)
     progress.flushed()
     assert began(progress)
 
 
 def test_a_process_without_a_part_of_a_sink_has_begun_when_its_source_ends_the_second_epoch(progress: Progress) -> None:
-    progress.ended(ONE, 1, offset=5, records=5)
-    progress.ended(OTHER, 1, offset=5, records=5)
+    progress.ended(1)
+    progress.ended(1)
     assert not began(progress)
-    progress.ended(ONE, 2, offset=5, records=0)
+    progress.ended(2)
     assert began(progress)
 
 
 def test_both_ends_of_a_flow_are_signs_of_life(progress: Progress, clock: Hand) -> None:
-    progress.ended(ONE, 1, offset=0, records=0)
+    progress.ended(1)
     clock.now += 3
     assert silent_s(progress) == 3
     progress.flushed()
     assert silent_s(progress) == 0
     clock.now += 2
-    progress.ended(ONE, 2, offset=0, records=0)
+    progress.ended(2)
     assert silent_s(progress) == 0
 
 
 def test_waiting_for_calls_is_a_sign_of_life_but_no_beginning(progress: Progress, clock: Hand) -> None:
     progress.waits()
     assert silent_s(progress) is None
-    progress.ended(ONE, 1, offset=0, records=0)
+    progress.ended(1)
     clock.now += 500
     progress.waits()
     assert silent_s(progress) == 0
@@ -83,9 +83,9 @@ def test_epochs_and_snapshots_are_timed_once_however_many_partitions_and_sinks_t
     progress: Progress, clock: Hand
 ) -> None:
     for epoch in (1, 2, 3):
-        progress.ended(ONE, epoch, offset=0, records=0)
+        progress.ended(epoch)
         clock.now += 0.05
-        progress.ended(OTHER, epoch, offset=0, records=0)
+        progress.ended(epoch)
         clock.now += 0.1
         progress.flushed()
         clock.now += 0.1
@@ -97,26 +97,10 @@ def test_epochs_and_snapshots_are_timed_once_however_many_partitions_and_sinks_t
     assert sampled("snapshot_seconds_sum", flow=progress.flow) == pytest.approx(2 * 0.25)
 
 
-def test_a_process_that_was_given_no_partition_is_ready_after_a_while_and_never_taken_for_dead(
-    progress: Progress, clock: Hand
-) -> None:
-    clock.now += 1000
-    assert not began(progress)
-    progress.listed()
-    clock.now += NO_PARTITION_S - 1
-    progress.listed()
-    assert not began(progress)
-    clock.now += 2
-    assert began(progress)
-    progress.flushed()  # a sink's part, now and then
-    clock.now += 1000
-    assert silent_s(progress) is None
-
-
 def test_positions_are_those_of_the_partitions_that_are_read(progress: Progress) -> None:
     progress.reads(ONE, 7)
     progress.reads(OTHER, 0)
-    progress.ended(ONE, 1, offset=9, records=2)
+    progress.took(ONE, 9, records=2)
     assert progress.positions == {ONE: 9, OTHER: 0}
     progress.reads_no_more(OTHER)
     assert progress.positions == {ONE: 9}
