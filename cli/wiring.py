@@ -32,7 +32,7 @@ from connectors.ledger.sql import SqlLedger, Store
 from connectors.llm.port import LLM
 from connectors.object_store import ObjectStore
 from connectors.parsers.port import Parser
-from connectors.settings import Settings
+from connectors.settings import POSTGRES_URLS, Settings
 from connectors.spaces import IndexedSpaces, OneSpace, Spaces
 from connectors.tracing.off import NoTracing
 from connectors.tracing.port import Tracer
@@ -255,7 +255,7 @@ class Connectors:
         if where == "off":
             return NoLedger()
         store: Store
-        if where.startswith(("postgresql://", "postgres://")):
+        if where.startswith(POSTGRES_URLS):
             from connectors.ledger.postgres import PostgresStore
 
             password = settings.ledger_password

@@ -23,6 +23,9 @@ from schemas.notifications import BucketScope
 
 PREFIX = "HEADRACE_"
 
+POSTGRES_URLS = ("postgresql://", "postgres://")
+"""How a HEADRACE_LEDGER begins that is no file."""
+
 KAFKA_VARIABLES = {
     "security.protocol": "HEADRACE_KAFKA_SECURITY",
     "sasl.mechanism": "HEADRACE_KAFKA_SASL_MECHANISM",
@@ -319,6 +322,9 @@ class Settings(BaseSettings):
         self.kafka_config()  # says what is missing
         if self.llm_url is not None and self.llm_model is None:
             raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
+        if self.ledger is not None and "://" in self.ledger and not self.ledger.startswith(POSTGRES_URLS):
+            scheme = self.ledger.partition("://")[0]
+            raise ValueError(f"HEADRACE_LEDGER: {scheme}:// is no ledger; name a file, a postgresql:// URL, or `off`")
         if len(self.cluster) > MOST_PROCESSES:
             raise ValueError(
                 f"HEADRACE_CLUSTER lists {len(self.cluster)} processes: at most {MOST_PROCESSES}; use HEADRACE_SLICES"

@@ -40,6 +40,7 @@ def test_help_lists_every_command() -> None:
         ({"HEADRACE_FILE_ROOTS": "[oops"}, "HEADRACE_FILE_ROOTS='[oops'"),
         ({"HEADRACE_LLM_URL": "http://127.0.0.1:1/v1"}, "HEADRACE_LLM_MODEL is missing"),
         ({"HEADRACE_CHUNK_OVERLAP_TOKENS": "150"}, "HEADRACE_CHUNK_OVERLAP_TOKENS=150: must be at most half"),
+        ({"HEADRACE_LEDGER": "mysql://user:pass@db/x"}, "HEADRACE_LEDGER: mysql:// is no ledger"),
         ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL='loud'"),
     ],
 )
