@@ -23,7 +23,7 @@ spec:
 
 
 def kafka_topics(*, partitions: int, replicas: int) -> str:
-    """One resource per topic, as YAML, dead-letter topics included. Settings that the catalogue leaves open are open."""
+    """One resource per topic, dead-letter topics included, as YAML. What the catalogue leaves open is the broker's."""
     return _HEAD + "".join(_resource(topic, partitions, replicas) for topic in (*CATALOGUE, *dead_letter_topics()))
 
 

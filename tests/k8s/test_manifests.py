@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]  # it publishes no types
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
