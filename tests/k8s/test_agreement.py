@@ -150,7 +150,8 @@ def test_a_cluster_lists_as_many_processes_as_there_are_pods(overlay: str) -> No
         name = workload["metadata"]["name"]
         if f"{PREFIX}CLUSTER" in variables:
             assert variables[f"{PREFIX}CLUSTER"].split(",") == [
-                f"{name}-{ordinal}.{workload['spec']['serviceName']}:{CLUSTER_PORT}" for ordinal in range(replicas)
+                f"{name}-{ordinal}.{workload['spec']['serviceName']}.headrace.svc.cluster.local:{CLUSTER_PORT}"
+                for ordinal in range(replicas)
             ]
             assert {"name": "cluster", "containerPort": CLUSTER_PORT} in container["ports"]
             assert workload["spec"]["podManagementPolicy"] == "Parallel"
