@@ -18,6 +18,8 @@ K8S = ROOT / "k8s"
 OVERLAYS = ("local", "production", "gpu")
 TOPICS = {topic.name: topic for topic in (*CATALOGUE, *dead_letter_topics())}
 
+FROM_FIELD = "<field>"
+
 Manifest = dict[str, Any]  # YAML
 
 
@@ -62,13 +64,13 @@ def ours(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
 
 
 def environment(container: Manifest, manifests: list[Manifest]) -> dict[str, str]:
-    """The variables of a container; "<field>" for those whose value comes from a field of its pod."""
+    """The variables of a container; FROM_FIELD for those whose value comes from a field of its pod."""
     maps = {each["metadata"]["name"]: each["data"] for each in of_kind(manifests, "ConfigMap")}
     variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
         variables |= maps[source["configMapRef"]["name"]]
     for each in container.get("env", []):
-        variables[each["name"]] = each.get("value", "<field>")
+        variables[each["name"]] = each.get("value", FROM_FIELD)
     return variables
 
 

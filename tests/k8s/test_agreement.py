@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import Mock
 from xml.etree import ElementTree as ET
 
@@ -22,6 +23,7 @@ from schemas.documents import DocumentExtracted
 from schemas.topics import topic_of
 from tests.k8s import awaited
 from tests.k8s.rendering import (
+    FROM_FIELD,
     K8S,
     OVERLAYS,
     ROOT,
@@ -39,6 +41,11 @@ METRICS_PORT = 9464
 GATEWAY_PORT = 8080
 CLUSTER_PORT = 9700
 CLOSING_S = 30.0  # what connectors get to close, once the drain is over
+
+MOUNTED = {
+    "HEADRACE_API_KEYS_FILE": json.dumps({digest_of("hr_x"): "*"}),
+    "HEADRACE_WEBHOOK_SECRETS_FILE": json.dumps({"*": "whsec_Zm9yLWRldmVsb3BtZW50LW9ubHktMDEyMzQ1Njc="}),
+}
 
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -89,17 +96,20 @@ def test_every_variable_of_compose_and_image_is_a_setting() -> None:
 
 
 @overlays
-def test_every_value_is_one_that_its_setting_takes(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_value_is_one_that_its_setting_takes(
+    overlay: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With files of the kind that is mounted."""
     manifests = rendered(f"overlays/{overlay}")
-    for workload, container in ours(manifests):
+    for _, container in ours(manifests):
         with monkeypatch.context() as patched:
             for name, value in environment(container, manifests).items():
-                field = name.removeprefix(PREFIX).lower()
-                mounted = value.startswith("/run/secrets/")
-                if field in Settings.model_fields and not mounted:
-                    patched.setenv(name, "0" if value == "<field>" else value)
-            Settings()
-        assert container["args"], workload["metadata"]["name"]
+                if value.startswith("/run/secrets/"):
+                    (tmp_path / name).write_text(MOUNTED.get(name, "secret"))
+                    patched.setenv(name, str(tmp_path / name))
+                else:
+                    patched.setenv(name, "0" if value == FROM_FIELD else value)
+            assert Settings()
 
 
 def test_every_value_of_compose_is_one_that_its_setting_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +117,7 @@ def test_every_value_of_compose_is_one_that_its_setting_takes(monkeypatch: pytes
         with monkeypatch.context() as patched:
             for name, value in service.get("environment", {}).items():
                 patched.setenv(name, value)
-            Settings()
+            assert Settings()
 
 
 @overlays
