@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from tests.k8s.rendering import K8S, OVERLAYS, ROOT, Manifest, of_kind, ours, pod_templates, rendered
 
-KUBERNETES = "1.32"
+VERSIONS = ("1.28", kubernetes_validate.latest_version())  # the oldest that k8s/README.md names, and the newest
 GROUPS = frozenset({"kafka.strimzi.io", "monitoring.coreos.com", "keda.sh"})  # of custom resources
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "crds").glob("*.json")}
 BASES = sorted(path.parent.name for path in K8S.glob("base/*/kustomization.yaml") if path.parent.name != "flow")
@@ -26,7 +26,8 @@ def fault(manifest: Manifest) -> str:
         errors = Draft202012Validator(SCHEMAS[manifest["kind"]]).iter_errors(manifest)
         return "; ".join(error.message for error in errors)
     try:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        for version in VERSIONS:
+            kubernetes_validate.validate(manifest, version, strict=True)
     except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
         return str(error)
     return ""
