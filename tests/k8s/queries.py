@@ -11,8 +11,8 @@ import promql_parser
 import yaml
 from promql_parser import AggregateExpr, BinaryExpr, Expr, VectorSelector
 
-from tests.k8s import awaited
-from tests.k8s.rendering import K8S, ROOT
+from cli.metrics_table import metrics_page
+from tests.k8s.rendering import K8S
 
 MONITORING = K8S / "base/monitoring"
 RULES = MONITORING / "rules.yml"
@@ -32,11 +32,9 @@ _ROW = re.compile(r"^\| `(headrace_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
 
 @cache
 def metrics() -> dict[str, frozenset[str]]:
-    """The labels of every series that our processes expose, from the page that is made of the code."""
-    page = ROOT / "docs" / "metrics.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else awaited.METRICS
+    """The labels of every series that our processes expose."""
     series: dict[str, frozenset[str]] = {}
-    for name, kind, names in _ROW.findall(text):
+    for name, kind, names in _ROW.findall(metrics_page()):
         labels = frozenset(re.findall(r"`(\w+)`", names))
         if kind == "histogram":
             series |= {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}

@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from cli.main import headrace
+from cli.metrics import ROUTES
 from cli.wiring import FLOWS
 from connectors.settings import PREFIX, Settings
 from gateway.app import create_app
@@ -21,7 +22,6 @@ from gateway.keys import Keys, digest_of
 from gateway.parts import Limits
 from schemas.documents import DocumentExtracted
 from schemas.topics import topic_of
-from tests.k8s import awaited
 from tests.k8s.rendering import (
     FROM_FIELD,
     K8S,
@@ -60,8 +60,7 @@ def settings_of(variables: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def unknown(variables: dict[str, str]) -> list[str]:
-    known = Settings.model_fields.keys() | awaited.SETTINGS
-    return [name for name, field in settings_of(variables) if field not in known]
+    return [name for name, field in settings_of(variables) if field not in Settings.model_fields]
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -242,7 +241,7 @@ def test_probes_ask_where_something_answers(overlay: str, app: FastAPI) -> None:
                 assert path in routes
             else:
                 assert port == METRICS_PORT
-                assert path in awaited.ROUTES
+                assert path in ROUTES
 
 
 def test_health_checks_of_compose_ask_where_something_answers(app: FastAPI) -> None:

@@ -17,7 +17,7 @@ from connectors.kafka.embedded import EmbeddedKafka
 from tests.gateway.running import RunningGateway, create_all_topics, until
 from tests.headrace_process import RunningFlows
 from tests.k8s.queries import DASHBOARDS, MONITORING, RULES, every_expression, rules, targets
-from tests.k8s.rendering import ROOT, compose, needed
+from tests.k8s.rendering import compose, needed
 from tests.k8s.test_image import health_check
 
 START_S = 60.0
@@ -153,8 +153,6 @@ def test_dashboards_show_a_gateway_that_is_asked(prometheus: Prometheus) -> None
 
 
 def test_dashboards_show_a_flow_that_runs(prometheus: Prometheus) -> None:
-    if not (ROOT / "docs" / "metrics.md").exists():
-        pytest.skip("TEMPORARY: awaits the metrics of flows (tests/k8s/awaited.py)")
     (operation,) = (each for each in DASHBOARDS if each.stem == "operation")
     queries = {title: expression for title, expression, _ in targets(operation)}
     for title in ("Lag", "Epochs, median and 95th percentile", "Size of snapshots", "Releases", "Memory"):
