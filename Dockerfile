@@ -24,7 +24,7 @@ RUN case "$VARIANT" in \
     esac
 # Dependencies first, with no code of ours in the packages: their layer is built anew only when they change.
 RUN mkdir schemas connectors operators flows gateway cli \
-    && pip install --constraint requirements.lock '.[embedded,postgres,s3]'
+    && pip install --constraint requirements.lock '.[embedded,postgres,s3,otel]'
 COPY schemas schemas
 COPY connectors connectors
 COPY operators operators
