@@ -294,6 +294,20 @@ def test_neighbours_are_reached_at_the_ports_that_policies_open(overlay: str) ->
                 assert int(port) in opened
 
 
+@pytest.mark.parametrize("overlay", ["production", "gpu"])
+def test_prometheus_finds_every_process_and_calls_it_by_its_flow(overlay: str) -> None:
+    manifests = rendered(f"overlays/{overlay}")
+    (monitor,) = of_kind(manifests, "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    services = {each["metadata"]["name"]: each for each in of_kind(manifests, "Service")}
+    for workload in of_kind(manifests, "StatefulSet", "Deployment"):
+        service = services[workload["metadata"]["name"]]
+        labels = service["metadata"]["labels"]
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert labels[monitor["spec"]["jobLabel"]] == workload["metadata"]["name"]
+        assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
 def test_the_autoscaler_watches_what_the_flow_commits_and_what_it_has_in_hand() -> None:
     manifests = rendered("overlays/gpu")
     (scaled,) = of_kind(manifests, "ScaledObject")
