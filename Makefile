@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-slow bench lint format run clean
+.PHONY: help setup lock demo test test-slow bench k8s manifests lint format run clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.created:
 	@python=$$(for each in python3.12 python3.11 python3; do \
@@ -49,6 +49,15 @@ test-slow: $(VENV)/.development ## Run the tests that take minutes
 
 bench: $(VENV)/.development ## Run a benchmark: make bench NAME=offload; without NAME, list them
 	@$(BIN)/headrace bench $(or $(NAME),--help)
+
+k8s: $(VENV)/.development ## Render and check manifests, compose, image, alerts and dashboards
+	@$(BIN)/pytest tests/k8s
+
+manifests: $(VENV)/.runtime ## Write the manifests that are made of the code and of other files
+	@$(BIN)/headrace topics export --format strimzi > k8s/base/strimzi/kafkatopics.yaml
+	@{ printf '%s\n' '# Made by `make manifests` from rules.yml.' 'apiVersion: monitoring.coreos.com/v1' \
+	  'kind: PrometheusRule' 'metadata:' '  name: headrace' 'spec:'; \
+	  sed -e '/^#/d' -e 's/^/  /' k8s/base/monitoring/rules.yml; } > k8s/base/monitoring/prometheusrule.yaml
 
 lint: $(VENV)/.development ## Format check, lint, types, layers, schemas
 	@$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""`headrace topics create`: make the catalogue on a broker."""
+"""`headrace topics`: make the catalogue on a broker, or print it for an operator that does."""
 
 import json
 
@@ -6,6 +6,7 @@ import click
 
 from cli.configuration import bootstrap_of, settings_for
 from connectors.kafka.topics import TopicSpec, create_topics
+from schemas.strimzi import kafka_topics
 from schemas.topics import CATALOGUE, dead_letter_topics
 
 
@@ -44,3 +45,13 @@ def create(bootstrap: str | None, partitions: int, replication_factor: int, *, a
         click.echo(f"exists    {name}")
     for line in report.differences:
         click.echo(f"differs   {line}")
+
+
+@topics.command()
+@click.option("--format", "form", required=True, type=click.Choice(["strimzi"]), help="Of what is printed.")
+@click.option("--partitions", default=16, show_default=True, type=click.IntRange(1, 1024), help="Of each topic.")
+@click.option("--replicas", default=3, show_default=True, type=click.IntRange(1, 32_767), help="Of each partition.")
+def export(form: str, partitions: int, replicas: int) -> None:
+    """Print the catalogue for those who make topics in another way: KafkaTopic resources for Strimzi's operator."""
+    del form  # there is one
+    click.echo(kafka_topics(partitions=partitions, replicas=replicas), nl=False)
