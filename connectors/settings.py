@@ -318,13 +318,7 @@ class Settings(BaseSettings):
         return file
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.kafka_config()  # says what is missing
-        if self.llm_url is not None and self.llm_model is None:
-            raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
-        if self.ledger is not None and "://" in self.ledger and not self.ledger.startswith(POSTGRES_URLS):
-            scheme = self.ledger.partition("://")[0]
-            raise ValueError(f"HEADRACE_LEDGER: {scheme}:// is no ledger; name a file, a postgresql:// URL, or `off`")
+    def _placed(self) -> Self:
         if len(self.cluster) > MOST_PROCESSES:
             raise ValueError(
                 f"HEADRACE_CLUSTER lists {len(self.cluster)} processes: at most {MOST_PROCESSES}; use HEADRACE_SLICES"
@@ -340,6 +334,16 @@ class Settings(BaseSettings):
             raise ValueError(f"HEADRACE_SLICE={self.slice}: must be less than HEADRACE_SLICES={self.slices}")
         if self.slices > 1 and len(self.cluster) > 1:
             raise ValueError("HEADRACE_SLICES: a process of a cluster shares its work, a slice does not; unset one")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.kafka_config()  # says what is missing
+        if self.llm_url is not None and self.llm_model is None:
+            raise ValueError("HEADRACE_LLM_MODEL is missing: HEADRACE_LLM_URL needs the name of a model")
+        if self.ledger is not None and "://" in self.ledger and not self.ledger.startswith(POSTGRES_URLS):
+            scheme = self.ledger.partition("://")[0]
+            raise ValueError(f"HEADRACE_LEDGER: {scheme}:// is no ledger; name a file, a postgresql:// URL, or `off`")
         if self.chunk_overlap_tokens * 2 > self.chunk_tokens:
             raise ValueError(
                 f"HEADRACE_CHUNK_OVERLAP_TOKENS={self.chunk_overlap_tokens}: must be at most half of "
