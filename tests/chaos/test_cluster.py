@@ -85,17 +85,20 @@ def test_when_one_process_is_killed_all_resume_with_nothing_lost_and_the_others_
         check(scene, load, llm, kills)
 
 
-def test_a_slice_that_is_killed_leaves_its_neighbour_running_and_budgets_stay_exact(scene: Scene) -> None:
+def test_a_slice_that_is_updated_or_killed_leaves_its_neighbour_running_and_budgets_stay_exact(scene: Scene) -> None:
     kills: list[Kill] = []
     with ModelServer(scene.directory / "calls", latency_s=(0.02, 0.2)) as llm:
         variables = shared(scene, llm)
         with Load(scene) as load, slice_of(0, 2, variables) as steady:
             steady.running()
-            for _ in range(2):
+            for update in (True, False):  # first it is asked to stop, as by a new release, then it is killed
                 with slice_of(1, 2, variables) as other:
                     other.running()
                     more_answers(scene)
-                    kills.append(kill(other, [other]))
+                    if update:
+                        assert other.terminate() == 0
+                    else:
+                        kills.append(kill(other, [other]))
                     more_answers(scene, 3)  # by the neighbour
             with slice_of(1, 2, variables) as other:
                 other.running()
