@@ -19,6 +19,8 @@ from connectors.cluster import MOST_PROCESSES, Cluster
 from connectors.kafka.epochs import LOOK, Epochs
 from operators.runtime import Runtime
 
+_SILENT_LOOK = 10 * LOOK  # of partitions that say nothing, and only end when all do
+
 
 @dataclass(frozen=True)
 class Signal:
@@ -50,7 +52,7 @@ class _Partition(StatefulSourcePartition[Signal, None]):
         return [now] if self._speaks else []
 
     def next_awake(self) -> datetime | None:
-        return self._epochs.no_earlier(datetime.now(UTC) + LOOK)
+        return self._epochs.next_look(datetime.now(UTC), LOOK if self._speaks else _SILENT_LOOK)
 
     def snapshot(self) -> None:
         self._epoch += 1

@@ -38,3 +38,10 @@ class Epochs:
     def no_earlier(self, moment: datetime) -> datetime:
         """`moment`, or the end of the epoch if a look at `moment` would end it too early."""
         return self._should_end_at if self._may_end_at <= moment < self._should_end_at else moment
+
+    def next_look(self, now: datetime, every: timedelta = LOOK) -> datetime:
+        """When an idle source is to be looked at again: at a whole multiple of `every`, or at the end of the epoch."""
+        moment = now + every - timedelta(microseconds=now.microsecond % (every / timedelta(microseconds=1)))
+        if now < self._should_end_at < moment:
+            moment = self._should_end_at
+        return self.no_earlier(moment)

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 
 import structlog
@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # its documented name, not exported
 
 from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
-from connectors.kafka.epochs import LOOK, Epochs
+from connectors.kafka.epochs import Epochs
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.progress import Place, Progress
 from connectors.kafka.record import Record
@@ -362,8 +362,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         """At once while there is something to read, else at the next tick of 20 ms, in step with all partitions."""
         now = datetime.now(UTC)
         if not self._busy:
-            tick = now + LOOK - timedelta(microseconds=now.microsecond % (LOOK / timedelta(microseconds=1)))
-            return self._epochs.no_earlier(tick)
+            return self._epochs.next_look(now)
         moment = self._epochs.no_earlier(now)
         return None if moment is now else moment
 
