@@ -1,5 +1,6 @@
 """`headrace run FLOW...`: run flows in this process until SIGTERM."""
 
+import faulthandler
 import os
 import signal
 import time
@@ -81,6 +82,7 @@ def run(
         return
     configure_logs(settings.log_level)
     cluster = _cluster(names, settings, processes)
+    faulthandler.register(signal.SIGUSR1)  # where each thread is: of a flow that hangs; no values
     stop = Stop()
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()

@@ -244,7 +244,9 @@ def test_a_cluster_that_is_slow_to_connect_says_when_it_runs_and_ends_well_whene
         assert supervised.process.wait(END_S) == 0, supervised.log.read_text()
 
 
-def test_a_process_whose_others_are_missing_is_not_ready_and_ends_well_when_it_is_asked_to(scene: Scene) -> None:
+def test_a_process_whose_others_are_missing_is_not_ready_says_where_it_is_and_ends_well_when_it_is_asked_to(
+    scene: Scene,
+) -> None:
     nobody = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
     port = free_port()
     variables = {"HEADRACE_CLUSTER": nobody, "HEADRACE_DRAIN_S": "1", "HEADRACE_METRICS_PORT": str(port)}
@@ -252,6 +254,8 @@ def test_a_process_whose_others_are_missing_is_not_ready_and_ends_well_when_it_i
         wait_for("its flow", partial(alone.said, "flow started"))
         with pytest.raises(HTTPError, match="503"):
             urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30)
+        alone.process.send_signal(signal.SIGUSR1)
+        wait_for("its threads", partial(alone.said, "in _wait_for_others"))
         alone.process.send_signal(signal.SIGTERM)
         assert alone.process.wait(END_S) == 0, alone.log.read_text()
     assert alone.said("before it began")
