@@ -276,14 +276,26 @@ class _Run:
         if failure is None:
             log.info("flow ended", flow=name)
             return
-        self.failure = recovery.failure(failure) or _lost(failure, runtime) or failure
+        self.failure = recovery.failure(failure) or _among_others(failure, runtime) or failure
         log.error("flow failed", flow=name, error=shown(self.failure), error_type=type(self.failure).__name__)
 
 
-def _lost(failure: Exception, runtime: Runtime) -> Retryable | None:
-    """The failure in words, if it is the end of another process: a panic of Bytewax's, over a connection."""
+def _among_others(failure: Exception, runtime: Runtime) -> Retryable | None:
+    """The failure in words, if it is that of a cluster: an address that cannot be had, or the end of another process.
+
+    The latter is a panic of Bytewax's, over a connection.
+    """
     cluster = runtime.cluster
-    if cluster.is_alone or isinstance(failure, HeadraceError) or "thread panic" not in str(failure):
+    if cluster.is_alone or isinstance(failure, HeadraceError):
+        return None
+    _, no_address, reason = str(failure).partition("failed to initialize networking: ")
+    if no_address:
+        address = cluster.addresses[cluster.process]
+        return Retryable(
+            f"process {cluster.process} of the cluster cannot listen at {address}: {reason}; "
+            "HEADRACE_CLUSTER has to name a free port of this machine there"
+        )
+    if "thread panic" not in str(failure):
         return None
     way_out = "start all again: they resume from the last snapshot"
     if runtime.progress.silent_s is None:

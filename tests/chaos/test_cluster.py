@@ -261,6 +261,14 @@ def test_a_process_whose_others_are_missing_is_not_ready_says_where_it_is_and_en
     assert alone.said("before it began")
 
 
+def test_an_address_of_a_cluster_that_is_taken_is_one_line_with_the_way_out(scene: Scene) -> None:
+    taken = {"HEADRACE_CLUSTER": f"{scene.bootstrap},127.0.0.1:{free_port()}"}
+    with Supervised(scene, "--bootstrap", scene.bootstrap, **taken) as refused:
+        assert refused.process.wait(END_S) == 1
+    last_words = refused.log.read_text().splitlines()[-1]
+    assert f"process 0 of the cluster cannot listen at {scene.bootstrap}: Address already in use" in last_words
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "reason"),
     [
@@ -271,6 +279,8 @@ def test_a_process_whose_others_are_missing_is_not_ready_says_where_it_is_and_en
         (["usage", "--processes", "2"], {"HEADRACE_SLICES": "2"}, "HEADRACE_SLICES"),
         (["usage"], {"HEADRACE_CLUSTER": "a:1,b:1", "HEADRACE_CLUSTER_PROCESS": "2"}, "HEADRACE_CLUSTER_PROCESS=2"),
         (["usage"], {"HEADRACE_CLUSTER": "a:1,a:1"}, "listed twice"),
+        (["usage"], {"HEADRACE_CLUSTER": "a:1,b"}, "HEADRACE_CLUSTER='a:1,b': b is no address; each is host:port"),
+        (["usage"], {"HEADRACE_CLUSTER": "a:1,b:65536"}, "b:65536 is no address"),
         (["usage"], {"HEADRACE_SLICES": "2", "HEADRACE_SLICE": "2"}, "HEADRACE_SLICE=2"),
     ],
 )
