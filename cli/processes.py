@@ -98,7 +98,7 @@ def run_cluster(flow: str, processes: int, settings: Settings, stop: Stop) -> No
     def handle(signum: int, _frame: FrameType | None) -> None:
         log.info("stopping", signal=signal.Signals(signum).name, drain_s=settings.drain_s)
         stop.request(drain_s=settings.drain_s)
-        signal.signal(signum, signal.SIG_DFL)  # a second one ends this process, and so all, at once
+        signal.signal(signum, signal.SIG_DFL)  # a second one ends this process at once; the others drain without it
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handle)

@@ -213,19 +213,19 @@ class _NeverBegan(HeadraceError):
 
 
 def _wait_for_others(run: "_Run", stop: Stop, cluster: Cluster) -> None:
-    """Until the first epoch has ended, which takes all processes, or the flow has.
+    """Until all are connected, or the flow has ended.
 
     Bytewax connects without a timeout, and hears of no stop meanwhile. Raises _NeverBegan when the drain is over.
     """
     said_at = time.monotonic()
-    while run.thread.is_alive() and run.progress.silent_s is None:
+    while run.thread.is_alive() and not run.progress.together:
         if stop.deadline is not None and time.monotonic() > stop.deadline:
             log.info("flow ended before it began: others of its cluster were not there", flow=run.name)
             raise _NeverBegan(f"{run.name} has not begun")
         if time.monotonic() - said_at > _SAY_EVERY_S:
             said_at = time.monotonic()
             log.warning(
-                "no epoch yet; do all processes of the cluster run?",
+                "waiting for the other processes of the cluster",
                 flow=run.name,
                 process=cluster.process,
                 cluster=list(cluster.addresses),
