@@ -52,14 +52,16 @@ class _Process:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends all in order
         )
+        self._said = b""  # its last line, which may be a part of one
         self._ready = False
 
     @property
     def ready(self) -> bool:
-        """Whether it has said that it runs."""
-        if not self._ready and self._process.stdout is not None:
-            said, _, _ = select.select([self._process.stdout], [], [], 0)
-            self._ready = bool(said) and self._process.stdout.readline().startswith(b"running:")
+        """Whether it has said that it runs. Reads on after that: Bytewax says each attempt to connect, too."""
+        out = self._process.stdout
+        while out is not None and select.select([out], [], [], 0)[0] and (more := os.read(out.fileno(), 65_536)):
+            *lines, self._said = (self._said + more).split(b"\n")
+            self._ready = self._ready or any(line.startswith(b"running:") for line in lines)
         return self._ready
 
     @property
@@ -96,7 +98,7 @@ def run_cluster(flow: str, processes: int, settings: Settings, stop: Stop) -> No
     def handle(signum: int, _frame: FrameType | None) -> None:
         log.info("stopping", signal=signal.Signals(signum).name, drain_s=settings.drain_s)
         stop.request(drain_s=settings.drain_s)
-        signal.signal(signum, signal.SIG_DFL)  # a second one ends this process, and so all, at once
+        signal.signal(signum, signal.SIG_DFL)  # a second one ends this process at once; the others drain without it
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handle)
@@ -127,7 +129,7 @@ def _watch(flow: str, started: list[_Process], stop: Stop, settings: Settings) -
     """Until all have ended; which one was killed, if that is why. Raises HeadraceError if one has failed."""
     said = False
     while not stop.requested and all(each.exit_code is None for each in started):
-        if not said and sum(each.ready for each in started) == len(started):
+        if sum(each.ready for each in started) == len(started) and not said:
             click.echo(f"running: {flow} in {len(started)} processes")
             said = True
         stop.wait(_POLL_S)
@@ -143,6 +145,8 @@ def _watch(flow: str, started: list[_Process], stop: Stop, settings: Settings) -
     for each in started:
         if each.exit_code is None:
             raise HeadraceError(f"process {each.number} of {flow} did not end, and was killed; nothing is lost by that")
+        if stop.requested and each.killed_by == signal.SIGTERM:
+            continue  # ours, and it had not come so far that it would have drained
         if each.exit_code != 0:
             raise HeadraceError(
                 f"process {each.number} of {flow} ended with exit code {each.exit_code}; what it said above tells why"

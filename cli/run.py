@@ -1,7 +1,9 @@
 """`headrace run FLOW...`: run flows in this process until SIGTERM."""
 
+import faulthandler
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -44,6 +46,9 @@ log = structlog.get_logger()
 INDEXED = frozenset({"ingest", "index", "answer", "search"})  # flows that open the vector index
 ALONE = frozenset({"webhooks"})  # flows whose steps share more than keyed state
 
+_LOOK_S = 0.2
+_SAY_EVERY_S = 30.0  # that the others of a cluster are not there
+
 FLOW_INFO = Gauge(
     "headrace_flow_info", "1 for each flow of the process, and the release that runs it.", ["flow", "version"]
 )
@@ -77,6 +82,7 @@ def run(
         return
     configure_logs(settings.log_level)
     cluster = _cluster(names, settings, processes)
+    faulthandler.register(signal.SIGUSR1)  # where each thread is: of a flow that hangs; no values
     stop = Stop()
     if until_stdin_closes:
         Thread(target=_stop_at_end_of_input, args=(stop, settings.drain_s), daemon=True).start()
@@ -92,6 +98,8 @@ def run(
     except HeadraceError as error:
         if cluster.is_alone:
             raise
+        if isinstance(error, _NeverBegan):
+            os._exit(0)
         # Bytewax's threads for the other processes may need the interpreter while that ends, which aborts it.
         click.echo(f"headrace: {error}", err=True)
         os._exit(1)
@@ -189,6 +197,8 @@ def run_flows(
             FLOW_INFO.labels(each.name, version("headrace")).set(1)
             each.thread.start()
         click.echo(f"running: {', '.join(names)}")  # cli.local waits for this line
+        if not cluster.is_alone:
+            _wait_for_others(runs[0], stop, cluster)
         for each in runs:
             each.thread.join()
             FLOW_INFO.remove(each.name, version("headrace"))
@@ -196,6 +206,31 @@ def run_flows(
         for each in runs:
             if each.failure is not None:
                 raise each.failure
+
+
+class _NeverBegan(HeadraceError):
+    """A process was to stop before the others of its cluster were there: it has done nothing."""
+
+
+def _wait_for_others(run: "_Run", stop: Stop, cluster: Cluster) -> None:
+    """Until all are connected, or the flow has ended.
+
+    Bytewax connects without a timeout, and hears of no stop meanwhile. Raises _NeverBegan when the drain is over.
+    """
+    said_at = time.monotonic()
+    while run.thread.is_alive() and not run.progress.together:
+        if stop.deadline is not None and time.monotonic() > stop.deadline:
+            log.info("flow ended before it began: others of its cluster were not there", flow=run.name)
+            raise _NeverBegan(f"{run.name} has not begun")
+        if time.monotonic() - said_at > _SAY_EVERY_S:
+            said_at = time.monotonic()
+            log.warning(
+                "waiting for the other processes of the cluster",
+                flow=run.name,
+                process=cluster.process,
+                cluster=list(cluster.addresses),
+            )
+        run.thread.join(_LOOK_S)
 
 
 def _recovery(name: str, settings: Settings, cluster: Cluster) -> RecoveryDirectory:
@@ -212,6 +247,7 @@ class _Run:
         self, name: str, flow: Dataflow, recovery: RecoveryDirectory, settings: Settings, runtime: Runtime
     ) -> None:
         self.name = name
+        self.progress = runtime.progress
         self.failure: Exception | None = None
         self.thread = Thread(target=self._run, name=name, args=(name, flow, recovery, settings, runtime))
 
@@ -240,18 +276,35 @@ class _Run:
         if failure is None:
             log.info("flow ended", flow=name)
             return
-        self.failure = recovery.failure(failure) or _lost(failure, runtime.cluster) or failure
+        self.failure = recovery.failure(failure) or _among_others(failure, runtime) or failure
         log.error("flow failed", flow=name, error=shown(self.failure), error_type=type(self.failure).__name__)
 
 
-def _lost(failure: Exception, cluster: Cluster) -> Retryable | None:
-    """The failure in words, if it is the end of another process: a panic of Bytewax's, over a connection."""
-    if cluster.is_alone or isinstance(failure, HeadraceError) or "thread panic" not in str(failure):
+def _among_others(failure: Exception, runtime: Runtime) -> Retryable | None:
+    """The failure in words, if it is that of a cluster: an address that cannot be had, or the end of another process.
+
+    The latter is a panic of Bytewax's, over a connection.
+    """
+    cluster = runtime.cluster
+    if cluster.is_alone or isinstance(failure, HeadraceError):
         return None
-    return Retryable(
-        f"process {cluster.process} lost another one of its cluster ({', '.join(cluster.addresses)}); start all again: "
-        "they resume from the last snapshot"
-    )
+    _, no_address, reason = str(failure).partition("failed to initialize networking: ")
+    if no_address:
+        address = cluster.addresses[cluster.process]
+        return Retryable(
+            f"process {cluster.process} of the cluster cannot listen at {address}: {reason}; "
+            "HEADRACE_CLUSTER has to name a free port of this machine there"
+        )
+    if "thread panic" not in str(failure):
+        return None
+    way_out = "start all again: they resume from the last snapshot"
+    if runtime.progress.silent_s is None:
+        way_out += (
+            "; if it happens at each start, they differ: all need one release, and the same HEADRACE_CLUSTER and "
+            "HEADRACE_WORKERS"
+        )
+    addresses = ", ".join(cluster.addresses)
+    return Retryable(f"process {cluster.process} lost another one of its cluster ({addresses}); {way_out}")
 
 
 def _root(error: BaseException) -> Exception:

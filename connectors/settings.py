@@ -253,6 +253,15 @@ class Settings(BaseSettings):
             return json.loads(value)  # what is no JSON is a ValueError, which pydantic reports with the variable
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
+    @field_validator("cluster")
+    @classmethod
+    def _addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or int(port) not in range(1, 65_536):
+                raise ValueError(f"{address} is no address; each is host:port")
+        return addresses
+
     @field_validator("kafka_security", "kafka_sasl_mechanism", mode="before")
     @classmethod
     def _as_kafka_spells_it(cls, value: object, info: ValidationInfo) -> object:

@@ -68,6 +68,7 @@ class _Source(FixedPartitionedSource[Signal, None]):
         self._epoch_s = epoch_s
 
     def list_parts(self) -> list[str]:
+        self._runtime.progress.comes_together()
         return _parts_of(self._runtime.cluster)
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _Partition:

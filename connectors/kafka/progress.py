@@ -43,6 +43,7 @@ class Progress:
         self._positions: dict[Place, int] = {}
         self._began_at = clock()
         self._beat_at: float | None = None
+        self._together = False
         self._closed = 0
         self._epoch = 0  # the number of the last one that has ended at a source
         self._ended_at = 0.0  # when
@@ -70,6 +71,15 @@ class Progress:
             self._positions[place] = offset
         if records:
             READ.labels(self.flow, place[0]).inc(records)
+
+    def comes_together(self) -> None:
+        """All processes of its cluster are connected: Bytewax asks for its sources only then."""
+        self._together = True
+
+    @property
+    def together(self) -> bool:
+        """Whether the processes of its cluster have been connected."""
+        return self._together
 
     def ended(self, epoch: int) -> None:
         """A source has ended its epoch of that number, counted from 1: all of those before it are closed.

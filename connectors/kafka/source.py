@@ -289,10 +289,19 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         self._at_start: dict[Place, tuple[int, int]] = {}
 
     def list_parts(self) -> list[str]:
-        """All partitions of all topics. Retryable if no broker answers within 10 s, Fatal if a topic is missing."""
+        """All partitions of all topics. Retryable if no broker answers within 10 s.
+
+        Fatal if a topic is missing, or none of its partitions is this process's: it would end at once, as if done.
+        """
         with self._lock:
             found = self._consumer().partitions(self._topics)
-        return [f"{topic}/{partition}" for topic, partition in found if self._only(partition)]
+        ours = [f"{topic}/{partition}" for topic, partition in found if self._only(partition)]
+        if not ours:
+            raise Fatal(
+                f"topic {', '.join(self._topics)} has {len(found)} partitions, and none is for this slice; "
+                "HEADRACE_SLICES must be no more than that: add partitions, or begin anew with fewer slices"
+            )
+        return ours
 
     def build_part(self, step_id: str, for_part: str, resume_state: Position | None) -> "_KafkaPartition":  # noqa: ARG002  # bytewax names them
         """Resume where the snapshot says, or begin at `start`."""

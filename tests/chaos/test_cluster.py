@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
+from urllib.error import HTTPError
+from urllib.request import urlopen
 from uuid import uuid4
 
 import pytest
@@ -18,6 +20,7 @@ from tests.chaos.members import LIMIT, Load, called_again, cluster, kill, shared
 from tests.chaos.oracle import Kill
 from tests.chaos.parts import END_S, Flows, ModelServer, Scene
 from tests.headrace_process import headrace
+from tests.kafka.apache_kafka import free_port
 from tests.kafka.client import committed, wait_for, write
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -143,10 +146,10 @@ def test_a_slice_refuses_the_state_of_another_one(scene: Scene) -> None:
 
 
 class Supervised:
-    """`headrace run usage --processes 3`, while entered."""
+    """`headrace run usage --processes 3`, or otherwise, while entered."""
 
-    def __init__(self, scene: Scene, **variables: str) -> None:
-        self._command = [sys.executable, "-m", "cli.main", "run", "usage", "--processes", "3"]
+    def __init__(self, scene: Scene, *options: str, **variables: str) -> None:
+        self.command = [sys.executable, "-m", "cli.main", "run", "usage", *(options or ("--processes", "3"))]
         self._environment = os.environ | {
             "HEADRACE_KAFKA_BOOTSTRAP": scene.bootstrap,
             "HEADRACE_DATA_DIR": str(scene.directory / "data"),
@@ -157,7 +160,7 @@ class Supervised:
 
     def __enter__(self) -> Self:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command, env=self._environment, stdout=log, stderr=log)
         return self
 
     def said(self, words: str) -> bool:
@@ -227,6 +230,48 @@ def test_a_cluster_that_fails_for_a_reason_ends_and_says_it_once_instead_of_star
     assert "of usage ended with exit code 1" in said.splitlines()[-1]
 
 
+def test_a_cluster_that_is_slow_to_connect_says_when_it_runs_and_ends_well_whenever_it_is_asked_to(
+    scene: Scene,
+) -> None:
+    """Bytewax says on standard output that it tries again; before they handle signals, SIGTERM kills processes."""
+    process = scene.directory / "process"
+    retries = "worker 1:\\terror connecting to worker 0: Connection refused (os error 111); retrying"
+    process.write_text(f"#!/bin/sh\nprintf '{retries}\\nrunning: usage\\n'\nexec sleep 600\n")
+    process.chmod(0o700)
+    started = f"import sys; sys.executable = {str(process)!r}; from cli.main import main; main()"
+    supervised = Supervised(scene)
+    supervised.command = [sys.executable, "-c", started, "run", "usage", "--processes", "3"]
+    with supervised:
+        wait_for("a start", partial(supervised.said, "running: usage in 3 processes"))
+        supervised.process.send_signal(signal.SIGTERM)
+        assert supervised.process.wait(END_S) == 0, supervised.log.read_text()
+
+
+def test_a_process_whose_others_are_missing_is_not_ready_says_where_it_is_and_ends_well_when_it_is_asked_to(
+    scene: Scene,
+) -> None:
+    nobody = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
+    port = free_port()
+    variables = {"HEADRACE_CLUSTER": nobody, "HEADRACE_DRAIN_S": "1", "HEADRACE_METRICS_PORT": str(port)}
+    with Supervised(scene, "--bootstrap", scene.bootstrap, **variables) as alone:
+        wait_for("its flow", partial(alone.said, "flow started"))
+        with pytest.raises(HTTPError, match="503"):
+            urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30)
+        alone.process.send_signal(signal.SIGUSR1)
+        wait_for("its threads", partial(alone.said, "in _wait_for_others"))
+        alone.process.send_signal(signal.SIGTERM)
+        assert alone.process.wait(END_S) == 0, alone.log.read_text()
+    assert alone.said("before it began")
+
+
+def test_an_address_of_a_cluster_that_is_taken_is_one_line_with_the_way_out(scene: Scene) -> None:
+    taken = {"HEADRACE_CLUSTER": f"{scene.bootstrap},127.0.0.1:{free_port()}"}
+    with Supervised(scene, "--bootstrap", scene.bootstrap, **taken) as refused:
+        assert refused.process.wait(END_S) == 1
+    last_words = refused.log.read_text().splitlines()[-1]
+    assert f"process 0 of the cluster cannot listen at {scene.bootstrap}: Address already in use" in last_words
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "reason"),
     [
@@ -237,6 +282,8 @@ def test_a_cluster_that_fails_for_a_reason_ends_and_says_it_once_instead_of_star
         (["usage", "--processes", "2"], {"HEADRACE_SLICES": "2"}, "HEADRACE_SLICES"),
         (["usage"], {"HEADRACE_CLUSTER": "a:1,b:1", "HEADRACE_CLUSTER_PROCESS": "2"}, "HEADRACE_CLUSTER_PROCESS=2"),
         (["usage"], {"HEADRACE_CLUSTER": "a:1,a:1"}, "listed twice"),
+        (["usage"], {"HEADRACE_CLUSTER": "a:1,b"}, "HEADRACE_CLUSTER='a:1,b': b is no address; each is host:port"),
+        (["usage"], {"HEADRACE_CLUSTER": "a:1,b:65536"}, "b:65536 is no address"),
         (["usage"], {"HEADRACE_SLICES": "2", "HEADRACE_SLICE": "2"}, "HEADRACE_SLICE=2"),
     ],
 )

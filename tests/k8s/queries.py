@@ -18,10 +18,12 @@ MONITORING = K8S / "base/monitoring"
 RULES = MONITORING / "rules.yml"
 DASHBOARDS = sorted(MONITORING.glob("dashboards/*.json"))
 TARGET_LABELS = frozenset({"job", "instance", "namespace"})  # which Prometheus gives to all that it scrapes
-OTHERS: dict[str, frozenset[str]] = {  # not ours: of Prometheus, of its client, of the kubelet
+OTHERS: dict[str, frozenset[str]] = {  # not ours: of Prometheus, of its client, of Kubernetes
     "up": frozenset(),
     "process_start_time_seconds": frozenset(),
     "process_resident_memory_bytes": frozenset(),
+    "kube_statefulset_replicas": frozenset({"statefulset"}),
+    "kube_statefulset_status_replicas_ready": frozenset({"statefulset"}),
     "kubelet_volume_stats_available_bytes": frozenset({"persistentvolumeclaim"}),
     "kubelet_volume_stats_capacity_bytes": frozenset({"persistentvolumeclaim"}),
 }

@@ -126,6 +126,13 @@ def test_a_snapshot_of_another_version_is_refused(source: Callable[..., KafkaSou
         source().build_part("read", "in/0", (2, 10))
 
 
+def test_a_slice_for_which_no_partition_is_left_says_so_instead_of_ending_as_if_all_were_done(
+    source: Callable[..., KafkaSource],
+) -> None:
+    with pytest.raises(Fatal, match="topic in has 4 partitions, and none is for this slice; HEADRACE_SLICES"):
+        source(only=lambda partition: partition > 3).list_parts()
+
+
 def test_a_missing_topic_is_named(embedded: EmbeddedKafka) -> None:
     with pytest.raises(Fatal, match=r"topic nowhere cannot be read .* headrace topics create"):
         KafkaSource(embedded.bootstrap, ["nowhere"], group_id="test", stop=Stop()).list_parts()
