@@ -24,7 +24,7 @@ from benchmarks.peers.section import Findings, Request
 from benchmarks.report import Aim
 from connectors.kafka.client import watermarks
 from connectors.kafka.topics import TopicSpec, create_topics
-from schemas.topics import CATALOGUE, dead_letter_topics
+from schemas.topics import CATALOGUE, dead_letter_topic, dead_letter_topics
 from tests.kafka.apache_kafka import ApacheKafka
 
 EVENTS = 200_000
@@ -74,7 +74,7 @@ SYSTEMS_BY_NAME = {
             "faust",
             "faust",
             ("faust-streaming", "aiokafka", "pydantic"),
-            lambda python, _: [str(python), "-m", "benchmarks.peers.control.faust_flow", "worker", "-l", "warning"],
+            lambda python, _: [str(python), "-m", "benchmarks.peers.control.faust_flow", "worker", "-l", "warn"],
         ),
         System(
             "bytewax",
@@ -120,7 +120,12 @@ class Bench:
         self.load = load
         self.directory = directory
         self._runs = 0
-        topics = [TopicSpec(topic.name, PARTITIONS, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
+        needed = {SOURCE, dead_letter_topic(SOURCE), "jobs.status", "cancellations.requested"}
+        topics = [
+            TopicSpec(topic.name, PARTITIONS, topic.config)
+            for topic in (*CATALOGUE, *dead_letter_topics())
+            if topic.name in needed
+        ]
         create_topics(self.bootstrap, topics)
         self._fill()
 
