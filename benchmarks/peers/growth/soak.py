@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import click
 from confluent_kafka import Producer
@@ -71,7 +72,7 @@ class Requests:
             self._ended.wait(0.02)
         self._producer.flush(30.0)
 
-    def __enter__(self) -> "Requests":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -147,7 +148,7 @@ def _wait_until_ready(port: int, flow: Program) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and flow.running:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):  # noqa: S310  # our own
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):  # our own
                 return
         except OSError:
             time.sleep(0.2)
@@ -155,7 +156,7 @@ def _wait_until_ready(port: int, flow: Program) -> None:
 
 
 def _metrics(port: int) -> list[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:  # noqa: S310  # our own
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:  # our own
         text: str = page.read().decode()
     return text.splitlines()
 
