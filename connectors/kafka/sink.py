@@ -50,8 +50,7 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, None]):
         self._sent: list[OutgoingRecord] = []  # since the last flush, if anybody wants to know
 
     def write_batch(self, values: list[OutgoingRecord]) -> None:
-        for record in values:
-            self._outbox.send(record)
+        self._outbox.send(*values)
         if self._delivered is not None:
             self._sent += values
 

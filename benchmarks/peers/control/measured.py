@@ -109,7 +109,7 @@ class Killed:
     arrived: int
     lost: int
     repeated: int  # results beyond the first of an id
-    silence_s: float  # from the kill to the next result
+    silence_s: float | None  # from the kill to the next result; None if none came
 
 
 class Bench:
@@ -257,9 +257,10 @@ def killed(bench: Bench, system: System) -> Killed:
             program.kill()
         killed_at, before = time.monotonic(), ends()
         with bench.program(system, at) as program:
-            _until(program, lambda: ends() > before, BEGIN_S, "a result after the kill")
-            silence_s = time.monotonic() - killed_at
-            _until_quiet(program, ends)
+            silence_s = None
+            if _soon(program, lambda: ends() > before, BEGIN_S):
+                silence_s = time.monotonic() - killed_at
+                _until_quiet(program, ends)
             program.terminate()
     finally:
         ends.close()
@@ -271,13 +272,19 @@ def killed(bench: Bench, system: System) -> Killed:
 
 
 def _until(program: Program, reached: Callable[[], bool], timeout_s: float, what: str) -> None:
+    if not _soon(program, reached, timeout_s):
+        raise Unavailable(f"{what}: not within {timeout_s:.0f} s; {program.said()}")
+
+
+def _soon(program: Program, reached: Callable[[], bool], timeout_s: float) -> bool:
     until = time.monotonic() + timeout_s
     while not reached():
         if not program.running:
             raise Unavailable(f"ended with exit code {program.process.returncode}: {program.said()}")
         if time.monotonic() > until:
-            raise Unavailable(f"{what}: not within {timeout_s:.0f} s; {program.said()}")
+            return False
         time.sleep(_LOOK_S)
+    return True
 
 
 def _until_quiet(program: Program, ends: Ends) -> None:
@@ -341,7 +348,7 @@ def measure(request: Request) -> Findings:
             f"{name}.arrived": kill.arrived,
             f"{name}.lost": kill.lost,
             f"{name}.repeated": kill.repeated,
-            f"{name}.silence_s": round(kill.silence_s, 1),
+            f"{name}.silence_s": None if kill.silence_s is None else round(kill.silence_s, 1),
         }
     return Findings(figures, _aims(wholes, kills, figures))
 
