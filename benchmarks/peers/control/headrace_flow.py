@@ -1,5 +1,11 @@
 """Headrace: a flow of the project's own operators, run as `headrace run` runs any other, with every default."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
 from functools import partial
 
 import bytewax.operators as op
@@ -42,7 +48,11 @@ def build(runtime: Runtime, output: str) -> Dataflow:
 
 
 def main() -> None:
-    """Run it until SIGTERM."""
+    """Run it until SIGTERM; in a cluster of `PEERS_PROCESSES` processes, if there are to be several."""
+    count = int(os.environ.get("PEERS_PROCESSES", "1"))
+    if count > 1 and "HEADRACE_CLUSTER" not in os.environ:
+        _cluster(count)
+        return
     output = Place.told().output
     settings = load()
     configure_logs(settings.log_level)
@@ -53,6 +63,30 @@ def main() -> None:
 
     run.build = control  # type: ignore[attr-defined]  # a flow of ours in place of the product's
     run.run_flows((FLOW,), settings, Stop())
+
+
+def _cluster(count: int) -> None:
+    """As many of this program, which run the flow together."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        addresses = ",".join(f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes)
+    processes = [
+        subprocess.Popen(  # ourselves
+            [sys.executable, "-m", "benchmarks.peers.control.headrace_flow"],
+            env=os.environ | {"HEADRACE_CLUSTER": addresses, "HEADRACE_CLUSTER_PROCESS": str(number)},
+        )
+        for number in range(count)
+    ]
+
+    def terminate(*_: object) -> None:
+        for process in processes:
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, terminate)
+    for process in processes:
+        process.wait()
 
 
 if __name__ == "__main__":
