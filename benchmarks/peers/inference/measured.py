@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers.broker import kafka
 from benchmarks.peers.environments import Unavailable, python_of, variables
 from benchmarks.peers.inference.trial import (
     START_S,
@@ -28,19 +29,17 @@ from benchmarks.peers.inference.trial import (
 from benchmarks.peers.measure import Program
 from benchmarks.peers.section import Findings, Request
 from benchmarks.report import Aim
-from connectors.kafka.topics import TopicSpec, create_topics
-from schemas.topics import CATALOGUE, dead_letter_topics
 from tests.chaos.oracle import Kill, read_calls
-from tests.kafka.apache_kafka import ApacheKafka
 
 SYSTEMS = ("headrace", "celery", "quixstreams", "asyncio_consumer")
 OF_IDEAL_AIM = 0.95
 
-FULL = Load(jobs=2_000, latency_s=(2.0, 30.0), slots=256, patience_s=900.0)
-QUICK = Load(jobs=200, latency_s=(0.2, 3.0), slots=64, patience_s=400.0)
+FULL = Load(jobs=2_000, latency_s=(2.0, 30.0), slots=256, patience_s=600.0)
+QUICK = Load(jobs=200, latency_s=(0.2, 3.0), slots=64, patience_s=300.0)
+
+PEER_TOPICS = ("questions", "answers", "failures")
 
 _HERE = "benchmarks.peers.inference"
-_PARTITIONS = 8
 _MB = 1e6
 
 
@@ -168,11 +167,11 @@ def _worker(system: str, load: Load, directory: Path, url: str) -> Iterator[Work
     headrace = system == "headrace"
     topics = ("requests.submitted", "results.completed", "requests.submitted.dlq")
     if not headrace:
-        topics = ("questions", "answers", "failures")
+        topics = PEER_TOPICS
     asked = {job_id: {"job_id": job_id, "prompt": f"Question {job_id}?"} for job_id in load.ids}
     if headrace:
         asked = {job_id: payload | {"kind": "generate"} for job_id, payload in asked.items()}
-    with _kafka(directory) as bootstrap, KafkaJobs(bootstrap, topics, asked) as jobs:
+    with kafka(directory, *PEER_TOPICS) as bootstrap, KafkaJobs(bootstrap, topics, asked) as jobs:
         if headrace:
             given = variables(
                 HEADRACE_KAFKA_BOOTSTRAP=bootstrap,
@@ -192,16 +191,3 @@ def _worker(system: str, load: Load, directory: Path, url: str) -> Iterator[Work
             STATE_DIR=str(directory / "state"),
         )
         yield Worker([str(python_of(system)), "-m", f"{_HERE}.{system}_flow"], given, jobs)
-
-
-@contextmanager
-def _kafka(directory: Path) -> Iterator[str]:
-    broker = ApacheKafka(directory / "kafka")
-    names = [(topic.name, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
-    names += [(name, {}) for name in ("questions", "answers", "failures")]
-    try:
-        broker.create()
-        create_topics(broker.bootstrap, [TopicSpec(name, _PARTITIONS, config) for name, config in names])
-        yield broker.bootstrap
-    finally:
-        broker.stop()

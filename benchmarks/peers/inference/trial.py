@@ -136,8 +136,11 @@ class ProgramJobs:
 
     def ended(self) -> tuple[int, int]:
         """As it last said, a moment later."""
-        if self._program.running:
+        try:
             self._last = self._program.line(_SUBMIT_S)
+        except Unavailable:
+            if self._program.running or self._program.process.returncode != 0:
+                raise  # else it has said all
         return int(str(self._last.get("answered", 0))), int(str(self._last.get("failed", 0)))
 
     def again(self) -> dict[str, int]:

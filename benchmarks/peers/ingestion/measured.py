@@ -9,11 +9,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.peers.broker import kafka
 from benchmarks.peers.environments import Unavailable, python_of, variables
 from benchmarks.peers.ingestion import corpus
 from benchmarks.peers.measure import Program
@@ -22,12 +22,9 @@ from benchmarks.report import Aim, hardware
 from cli.follow import Follower
 from cli.submit import upload_of
 from connectors.embedder.sentence_transformer import packaged_model
-from connectors.kafka.topics import TopicSpec, create_topics
 from connectors.settings import Settings
 from schemas.dead_letter import DeadLetter
 from schemas.documents import DocumentIndexed
-from schemas.topics import CATALOGUE, dead_letter_topics
-from tests.kafka.apache_kafka import ApacheKafka
 
 SYSTEMS = ("headrace", "llamaindex", "langchain", "pathway")
 RATIO_AIM = 3.0  # on a CPU with AMX
@@ -36,7 +33,6 @@ _DOCUMENTS = 500
 _QUICK_DOCUMENTS = 30
 _CORRUPT_SHARE = 0.01
 _WARM_UP = 3
-_PARTITIONS = 8
 _START_S = 300.0
 _PATIENCE_S = 1_200.0
 _MB = 1e6
@@ -181,7 +177,7 @@ def _run(system: str, files: _Files, directory: Path) -> Run:
 
 
 def _run_headrace(files: _Files, directory: Path) -> Run:
-    with _kafka(directory) as bootstrap:
+    with kafka(directory) as bootstrap:
         given = variables(
             HEADRACE_KAFKA_BOOTSTRAP=bootstrap,
             HEADRACE_DATA_DIR=str(directory / "data"),
@@ -228,15 +224,3 @@ def _run_headrace(files: _Files, directory: Path) -> Run:
 
 def _name(uri: str | None) -> str:
     return (uri or "").rsplit("/", 1)[-1]
-
-
-@contextmanager
-def _kafka(directory: Path) -> Iterator[str]:
-    broker = ApacheKafka(directory / "kafka")
-    try:
-        broker.create()
-        specs = [TopicSpec(topic.name, _PARTITIONS, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
-        create_topics(broker.bootstrap, specs)
-        yield broker.bootstrap
-    finally:
-        broker.stop()
