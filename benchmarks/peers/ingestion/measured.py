@@ -32,6 +32,7 @@ RATIO_AIM = 3.0  # on a CPU with AMX
 _DOCUMENTS = 500
 _QUICK_DOCUMENTS = 30
 _CORRUPT_SHARE = 0.01
+_KINDS = 5  # of corrupt files
 _WARM_UP = 3
 _START_S = 300.0
 _PATIENCE_S = 1_200.0
@@ -67,7 +68,7 @@ def measure(request: Request) -> Findings:
     """Rounds of each system that is asked for, in turns, with good files; then one with corrupt files among them."""
     count = _QUICK_DOCUMENTS if request.quick else _DOCUMENTS
     good = _files(request.directory / "good", count, 0)
-    mixed = _files(request.directory / "mixed", count, max(int(count * _CORRUPT_SHARE), 1))
+    mixed = _files(request.directory / "mixed", count, max(int(count * _CORRUPT_SHARE), _KINDS))
     figures: dict[str, object] = {"documents": count, "corrupt": len(mixed.corrupt)}
     runs: dict[str, list[Run]] = {system: [] for system in SYSTEMS if request.wants(system)}
     for number in range(request.rounds):
