@@ -86,8 +86,10 @@ def measure(request: Request) -> Findings:
                 request.say(f"{system}: {len(run.documents)} of {count} good documents are in the index; {run.stopped}")
     for system, some in runs.items():
         figures |= {f"{system}.{name}": value for name, value in _speed(some, count).items()}
-        seen = _run(system, mixed, _fresh(request.directory, f"{system}-mixed"))
-        behaviour = _behaviour(seen, mixed)
+        try:
+            behaviour = _behaviour(_run(system, mixed, _fresh(request.directory, f"{system}-mixed")), mixed)
+        except Unavailable as error:  # a parser's error has ended its process: nobody knows what is in the index
+            behaviour = {"stopped": str(error), "lost": None, "reported": 0, "indexed": None}
         request.say(f"{system}: with corrupt files: {behaviour}")
         figures |= {f"{system}.corrupt_files.{name}": value for name, value in behaviour.items()}
     return Findings(figures, _compared(figures, runs) if "headrace" in runs else [])
