@@ -259,7 +259,7 @@ def killed(bench: Bench, system: System) -> Killed:
         killed_at, before = time.monotonic(), ends()
         with bench.program(system, at) as program:
             silence_s = None
-            # Where all had arrived before the kill, none need come; a group's dead member keeps it for a minute at most.
+            # Where all had arrived before the kill none need come; a dead member keeps its group for a minute at most.
             if _soon(program, lambda: ends() > before, BEGIN_S if before < expected else DONE_S):
                 silence_s = time.monotonic() - killed_at
                 _until_quiet(program, ends)
