@@ -308,7 +308,7 @@ def measure(request: Request) -> Findings:
     figures: dict[str, object] = {}
     wholes: dict[str, list[Whole]] = {}
     kills: dict[str, Killed] = {}
-    count = QUICK_EVENTS if request.quick else EVENTS
+    count = request.events or (QUICK_EVENTS if request.quick else EVENTS)
     request.say(f"making {count:,} events")
     load = events(count)
     broker = ApacheKafka(request.directory / "kafka")
