@@ -20,11 +20,11 @@ SECTIONS = ("control", "ingestion", "inference", "growth")
 @click.option("--system", "systems", multiple=True, metavar="NAME", help="Only these; default: all of the section.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Of each system, alternately.")
 @click.option("--minutes", default=60.0, show_default=True, type=click.FloatRange(0), help="Of growth's soak; 0: none.")
-@click.option("--events", type=click.IntRange(100), help="Of control; default: 200,000, or 4,000 with --quick.")
+@click.option("--events", type=click.IntRange(100), help="Of control, and of growth's least size.")
 @click.option("--quick", is_flag=True, help="Small sizes: shows that it works; the figures say nothing.")
 @click.option("--keep", is_flag=True, help="Keep the directory with data and logs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def peers(  # noqa: PLR0913  # options of a command
+def peers(  # options of a command
     sections: tuple[str, ...],
     systems: tuple[str, ...],
     rounds: int,
