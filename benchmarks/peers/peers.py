@@ -20,14 +20,16 @@ SECTIONS = ("control", "ingestion", "inference", "growth")
 @click.option("--system", "systems", multiple=True, metavar="NAME", help="Only these; default: all of the section.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Of each system, alternately.")
 @click.option("--minutes", default=60.0, show_default=True, type=click.FloatRange(0), help="Of growth's soak; 0: none.")
+@click.option("--events", type=click.IntRange(100), help="Of control, and of growth's least size.")
 @click.option("--quick", is_flag=True, help="Small sizes: shows that it works; the figures say nothing.")
 @click.option("--keep", is_flag=True, help="Keep the directory with data and logs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def peers(
+def peers(  # options of a command
     sections: tuple[str, ...],
     systems: tuple[str, ...],
     rounds: int,
     minutes: float,
+    events: int | None,
     *,
     quick: bool,
     keep: bool,
@@ -52,7 +54,9 @@ def peers(
 
         say(f"data and logs in {directory}")
         try:
-            found: Findings = module.measure(Request(frozenset(systems), quick, directory, say, rounds, minutes))
+            found: Findings = module.measure(
+                Request(frozenset(systems), quick, directory, say, rounds, minutes, events)
+            )
         finally:
             if not keep:
                 shutil.rmtree(directory, ignore_errors=True)

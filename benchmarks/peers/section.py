@@ -17,6 +17,7 @@ class Request:
     say: Callable[[str], None]  # progress, to stderr
     rounds: int = 3  # of each system, alternately
     minutes: float = 60.0  # of a soak
+    events: int | None = None  # of control, and of the least size of growth, if not their own numbers
 
     def wants(self, system: str) -> bool:
         """Whether `system` is asked for."""

@@ -65,7 +65,7 @@ def table(sizes: Sequence[Size]) -> str:
 
 def measure(request: Request) -> Findings:
     """All sizes, then the soak."""
-    base = QUICK_EVENTS if request.quick else EVENTS
+    base = request.events or (QUICK_EVENTS if request.quick else EVENTS)
     sizes = [
         Size.of(times, base * times, processes, run)
         for times in TIMES
