@@ -12,6 +12,7 @@ BENCHMARKS = {
     "extract": "benchmarks.extract:extract",
     "gateway": "benchmarks.gateway:gateway",
     "offload": "benchmarks.offload:offload",
+    "peers": "benchmarks.peers.peers:peers",
     "retrieval": "benchmarks.retrieval:retrieval",
     "scale": "benchmarks.scale:scale",
 }

@@ -133,7 +133,8 @@ class RequestSubmitted(JobEvent):
             raise ValueError("exactly one of prompt and messages is needed")
         if self.messages is not None and self.messages[-1].role not in {"user", "tool"}:
             raise ValueError(f"the last message must be the user's or a tool's, not the {self.messages[-1].role}'s")
-        size = sum(turn.chars for turn in self.turns)
+        # Not by `turns`, which makes a message of the prompt: every request comes by here.
+        size = len(self.prompt or "") if self.messages is None else sum(turn.chars for turn in self.messages)
         if size > PROMPT_MAX_CHARS:
             raise ValueError(f"the prompt has {size} characters; the limit is {PROMPT_MAX_CHARS}")
         size = sum(tool.chars for tool in self.tools)

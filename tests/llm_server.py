@@ -68,6 +68,7 @@ class Plan:
     distinct: bool = False  # every answer names its job and call, and every call has a usage of its own
     always_tool: str = ""  # every answer is a call of this tool, where the request offers it
     answer: str = "The race is 310 metres long [1]. It is two metres deep [2]."
+    by_job: bool = False  # a call's latency and fault depend on its job and number alone, not on who calls when
     seed: int = 0
 
 
@@ -187,7 +188,13 @@ class LLMServer:
             return marked[1]
         if call.number <= self.plan.failures_before_success:
             return self.plan.first_fault
-        return self._random.choice(self.plan.faults) if self._random.random() < self.plan.fault_share else None
+        draw = self._draw(call, "fault")
+        return draw.choice(self.plan.faults) if draw.random() < self.plan.fault_share else None
+
+    def _draw(self, call: Call, what: str) -> random.Random:
+        if not self.plan.by_job:
+            return self._random
+        return random.Random(f"{self.plan.seed}/{call.job_id}/{call.number}/{what}")  # noqa: S311  # same
 
     async def _in_a_slot(self, request: web.Request, call: Call) -> web.StreamResponse:
         async with self._slots:
@@ -199,7 +206,7 @@ class LLMServer:
                 self._answering -= 1
 
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
-        await asyncio.sleep(self._random.uniform(*self.plan.latency_s))
+        await asyncio.sleep(self._draw(call, "latency").uniform(*self.plan.latency_s))
         fault = call.fault = self._fault(call)
         call.outcome = fault or "answered"
         if fault is not None and fault.isdecimal():
@@ -309,6 +316,7 @@ async def _main() -> None:
     parser.add_argument("--faults", nargs="*", default=Plan.faults)
     parser.add_argument("--distinct", action="store_true")
     parser.add_argument("--always-tool", default=Plan.always_tool, metavar="NAME")
+    parser.add_argument("--by-job", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=sys.maxsize, help="calls answered at once; more wait in order")
     options = parser.parse_args()
@@ -319,6 +327,7 @@ async def _main() -> None:
         faults=options.faults,
         distinct=options.distinct,
         always_tool=options.always_tool,
+        by_job=options.by_job,
         seed=options.seed,
     )
     _, url = await serve(LLMServer(plan, options.record, options.slots), options.port)

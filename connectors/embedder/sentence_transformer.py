@@ -214,7 +214,7 @@ class _OffsetTokenizer(Tokenizer):
 
 def load_transformer(model: str, device: str | None = None) -> "SentenceTransformer":
     """The plain model in float32; Fatal if it is missing or cannot be loaded, or if it is not the published one."""
-    source = _packaged_model() if model == DEFAULT_MODEL else model
+    source = packaged_model() if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -227,8 +227,8 @@ def load_transformer(model: str, device: str | None = None) -> "SentenceTransfor
         ) from error
 
 
-def _packaged_model() -> Path:
-    """The default model's directory, with the published weights in it."""
+def packaged_model() -> Path:
+    """The default model's directory, with the published weights in it; Fatal if it is not there, or not that one."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise Fatal(

@@ -61,17 +61,20 @@ class Outbox:
         self._failed = 0
         self._first_failure: HeadraceError | None = None
 
-    def send(self, record: OutgoingRecord | RepeatedRecord) -> None:
-        """Hand over a record; waits while the producer's queue is full, which is back-pressure.
+    def send(self, *records: OutgoingRecord | RepeatedRecord) -> None:
+        """Hand over records; waits while the producer's queue is full, which is back-pressure.
 
-        Raises Fatal (refused) or Retryable (not delivered in time) for this or an earlier record.
+        Raises Fatal (refused) or Retryable (not delivered in time) for one of these or of earlier ones. Reports of
+        deliveries are served once for all, since to look for them costs as much as to hand over a record.
         """
-        with self._lock:
-            self._pending += 1
-        try:
-            self._produce(record)
-        except KafkaException as error:
-            self._settle(self._failure(record.topic, cause(error), len(record.value or b"")))
+        for record in records:
+            with self._lock:
+                self._pending += 1
+            try:
+                self._produce(record)
+            except KafkaException as error:
+                self._settle(self._failure(record.topic, cause(error), len(record.value or b"")))
+                break
         self._producer.poll(0)
         self._raise_failure()
 

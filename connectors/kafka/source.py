@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import structlog
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
@@ -43,11 +43,19 @@ _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start
 _RETRY_S = 0.1
 CLOSE_S = 5.0  # a broker that is there answers in milliseconds
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
+_EPOCH_BYTES = 64 * 1024 * 1024
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
 
 
 def _size(record: Record) -> int:
     return _RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
+
+
+class _Taken(NamedTuple):
+    """What the flow takes at once."""
+
+    records: list[Record]
+    bytes: int
 
 
 class _Buffer:
@@ -67,10 +75,11 @@ class _Buffer:
         self.records.append(record)
         self.bytes += _size(record)
 
-    def take(self, limit: int) -> list[Record]:
+    def take(self, limit: int) -> "_Taken":
         taken = [self.records.popleft() for _ in range(min(limit, len(self.records)))]
-        self.bytes -= sum(map(_size, taken))
-        return taken
+        size = sum(map(_size, taken))
+        self.bytes -= size
+        return _Taken(taken, size)
 
 
 class _SharedConsumer:
@@ -139,7 +148,7 @@ class _SharedConsumer:
             self._buffers[place] = _Buffer(offset)
             self._consumer.incremental_assign([TopicPartition(*place, offset)])
 
-    def take(self, place: Place, limit: int) -> tuple[list[Record], bool]:
+    def take(self, place: Place, limit: int) -> tuple[_Taken, bool]:
         """Up to `limit` records of `place`, without waiting; and whether any partition got something new.
 
         Raises Fatal where only a person can help.
@@ -248,7 +257,10 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
     - `pressure`: while it is high, nothing is read.
     - `config`: further librdkafka settings, such as SASL and TLS. They cannot change what the guarantee rests on.
     - `max_batch`: records per partition handed on at once; small, so that results behind them are not held back.
-    - `max_per_epoch`: records per partition and epoch; Timely queues without bound within an epoch.
+    - `max_epoch_bytes`: records of all partitions of this process in one epoch, in memory; Timely queues without bound
+      within an epoch. A thousand small records of each, as there once were, are as much as a slow step takes, and a
+      twentieth of what quick ones do.
+    - `max_per_epoch`: records per partition and epoch, if that is to be bounded too.
     - `start`: where a partition without a snapshot begins.
     - `only`: leaves out the partitions for whose number it is false: those are read by others.
     - `progress`: is told of positions and of the end of each epoch.
@@ -264,7 +276,8 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         pressure: Pressure | None = None,
         config: Mapping[str, str] | None = None,
         max_batch: int = 64,
-        max_per_epoch: int = 1000,
+        max_epoch_bytes: int = _EPOCH_BYTES,
+        max_per_epoch: int | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         epoch_s: float = 1.0,
         only: Callable[[int], bool] = lambda _partition: True,
@@ -280,7 +293,9 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
         self._pressure = pressure or Pressure()
         self._config = dict(config or {})
         self._max_batch = max_batch
+        self._max_epoch_bytes = max_epoch_bytes
         self._max_per_epoch = max_per_epoch
+        self._epoch_bytes = 0  # emitted by all partitions in epochs that have not ended; workers may differ by a batch
         self._start = start
         self._lock = (
             threading.Lock()
@@ -334,6 +349,10 @@ class KafkaSource(FixedPartitionedSource[Record, Position]):
             self._shared = _SharedConsumer(self._bootstrap, self._config, self._group_id)
         return self._shared
 
+    def _epoch_emitted(self, size: int) -> None:
+        with self._lock:
+            self._epoch_bytes += size
+
     def _remove(self, place: Place) -> None:
         self._progress.reads_no_more(place)
         with self._lock:
@@ -349,6 +368,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._next_offset = offset
         self._recoverable_offset = offset  # a restart resumes here or later
         self._emitted_in_epoch = 0
+        self._bytes_in_epoch = 0
         self._epoch = 0  # how many have ended
         self._busy = True
         self._epochs = Epochs(source._epoch_s, datetime.now(UTC))  # noqa: SLF001  # a part of the source
@@ -356,16 +376,27 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
     def next_batch(self) -> list[Record]:
         if self._source._stop.requested:  # noqa: SLF001  # a part of the source
             raise StopIteration
-        limit = min(self._source._max_batch, self._source._max_per_epoch - self._emitted_in_epoch)  # noqa: SLF001  # same
+        limit = self._limit()
         if limit <= 0 or self._source._pressure.high:  # noqa: SLF001  # same
             self._busy = False
             return []
-        records, self._busy = self._consumer.take(self._place, limit)
+        (records, size), self._busy = self._consumer.take(self._place, limit)
         if records:
             self._busy = True
             self._next_offset = records[-1].offset + 1
             self._emitted_in_epoch += len(records)
+            self._bytes_in_epoch += size
+            self._source._epoch_emitted(size)  # noqa: SLF001  # same
         return records
+
+    def _limit(self) -> int:
+        """How many records may be handed on now."""
+        source = self._source
+        if source._epoch_bytes >= source._max_epoch_bytes:  # noqa: SLF001  # a part of the source
+            return 0
+        if source._max_per_epoch is None:  # noqa: SLF001  # same
+            return source._max_batch  # noqa: SLF001  # same
+        return min(source._max_batch, source._max_per_epoch - self._emitted_in_epoch)  # noqa: SLF001  # same
 
     def next_awake(self) -> datetime | None:
         """At once while there is something to read, else at the next tick of 20 ms, in step with all partitions."""
@@ -383,9 +414,11 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         progress = self._source._progress  # noqa: SLF001  # a part of the source
         progress.took(self._place, self._next_offset, records=self._emitted_in_epoch)
         progress.ended(self._epoch)
-        self._emitted_in_epoch = 0
+        self._source._epoch_emitted(-self._bytes_in_epoch)  # noqa: SLF001  # same
+        self._emitted_in_epoch = self._bytes_in_epoch = 0
         self._epochs.began(datetime.now(UTC))
         return (_VERSION, self._next_offset)
 
     def close(self) -> None:
+        self._source._epoch_emitted(-self._bytes_in_epoch)  # noqa: SLF001  # same
         self._source._remove(self._place)  # noqa: SLF001  # a part of the source

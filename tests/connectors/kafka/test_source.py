@@ -61,6 +61,23 @@ def test_no_more_than_the_cap_is_emitted_until_a_snapshot_ends_the_epoch(
     assert [record.value for record in read(partition, 30)] == numbers(30, 60)
 
 
+def test_an_epoch_is_bounded_by_the_bytes_of_all_partitions_together(
+    embedded: EmbeddedKafka, source: Callable[..., KafkaSource]
+) -> None:
+    large = [bytes([65 + number]) * 100_000 for number in range(10)]
+    for number in (0, 1):
+        write(embedded.bootstrap, "in", large, partition=number)
+    both = source(max_epoch_bytes=350_000, max_batch=1)
+    first, second = (both.build_part("read", f"in/{number}", None) for number in (0, 1))
+    assert [record.value for record in read(first, 2) + read(second, 2)] == large[:2] * 2
+    assert (list(first.next_batch()), list(second.next_batch())) == ([], [])
+    second.snapshot()
+    assert [record.value for record in read(second, 2)] == large[2:4]
+    assert list(first.next_batch()) == []
+    first.close()
+    assert [record.value for record in read(second, 2)] == large[4:6], "what a closed partition has emitted is done"
+
+
 def test_a_snapshot_resumes_after_the_last_record_emitted(
     embedded: EmbeddedKafka, source: Callable[..., KafkaSource]
 ) -> None:

@@ -1,0 +1,60 @@
+"""Draws `growth.png` and `soak.png` into the directory that it is given, from JSON on its stdin."""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+mpl.use("agg")
+DPI = 80
+
+
+def draw_growth(sizes: list[dict[str, float]], target: Path) -> None:
+    """CPU per event, rate and memory by the number of events."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    shown = (
+        ("cpu_s_per_100k", "CPU s per 100,000 events"),
+        ("events_s", "events/s"),
+        ("peak_rss_mb", "peak resident memory, MB"),
+    )
+    for axis, (name, title) in zip(axes, shown, strict=True):
+        for processes in sorted({each["processes"] for each in sizes}):
+            of = [each for each in sizes if each["processes"] == processes]
+            label = f"{processes:.0f} process{'es' if processes > 1 else ''}"
+            axis.plot([each["events"] for each in of], [each[name] for each in of], marker="o", label=label)
+        axis.set(title=title, xlabel="events", xscale="log")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(target / "growth.png", dpi=DPI)
+
+
+def draw_soak(samples: list[dict[str, float]], target: Path) -> None:
+    """Memory and lag over time."""
+    figure, axes = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
+    minutes = [each["at_s"] / 60 for each in samples]
+    axes[0].plot(minutes, [each["rss_mb"] for each in samples])
+    axes[0].set(title="answer flow, 50 requests/s: resident memory, MB")
+    axes[1].plot(minutes, [each["lag"] for each in samples], color="tab:orange")
+    axes[1].set(title="lag, requests", xlabel="minutes")
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(target / "soak.png", dpi=DPI)
+
+
+def main() -> None:
+    """Draw what there is."""
+    data, target = json.load(sys.stdin), Path(sys.argv[1])
+    if data["growth"]:
+        draw_growth(data["growth"], target)
+    if data["soak"]:
+        draw_soak(data["soak"], target)
+
+
+if __name__ == "__main__":
+    main()
