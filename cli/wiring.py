@@ -25,7 +25,6 @@ from connectors.kafka.progress import Progress
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
-from connectors.kafka.written import WrittenBefore
 from connectors.ledger.off import NoLedger
 from connectors.ledger.patient import PatientLedger
 from connectors.ledger.port import Ledger
@@ -77,7 +76,6 @@ class KafkaTopics:
         self._group_id = group_of(flow, settings)
         self._slice = slice_of(flow, settings)
         self._stop = stop
-        self._written = WrittenBefore(producer.bootstrap, settings.kafka_options)
 
     def source(self, event: type[Event]) -> KafkaSource:
         """The topic of `event`."""
@@ -99,7 +97,7 @@ class KafkaTopics:
 
     def sink(self, delivered: Delivered | None = None) -> KafkaSink:
         """Any topic."""
-        return KafkaSink(self._producer, delivered, progress=self._progress, written=self._written)
+        return KafkaSink(self._producer, delivered, progress=self._progress)
 
 
 class Connectors:

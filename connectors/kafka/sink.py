@@ -1,11 +1,8 @@
 """Write a flow's records so that none is lost without a word: a snapshot waits until the broker has acknowledged them.
 
 Guarantee: at-least-once, in produce order per key for everything that shares a ReliableProducer. A record that cannot
-be delivered raises and stops the flow before the snapshot that would have skipped it. With `written`, what a killed
-process has written is not written again where it comes out the same (`connectors.kafka.written`).
+be delivered raises and stops the flow before the snapshot that would have skipped it.
 """
-
-import time
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
@@ -13,15 +10,9 @@ from connectors.kafka.port import Delivered
 from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.progress import Progress
 from connectors.kafka.record import OutgoingRecord
-from connectors.kafka.written import WrittenBefore
-from schemas.errors import Fatal
-
-Flushed = tuple[int, float]  # version of this layout, Unix time when the flush was over: what a snapshot holds
-
-_VERSION = 1
 
 
-class KafkaSink(FixedPartitionedSink[OutgoingRecord, Flushed]):
+class KafkaSink(FixedPartitionedSink[OutgoingRecord, None]):
     """Writes (key, record) pairs to the topic that each record names; the key only routes within the dataflow.
 
     A FixedPartitionedSink, because with recovery on, bytewax does not wait for a DynamicSink: at a clean end a long
@@ -36,9 +27,7 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, Flushed]):
         *,
         parts: int = 8,
         progress: Progress | None = None,
-        written: WrittenBefore | None = None,
     ) -> None:
-        self._written = written
         self._producer = producer
         self._progress = progress
         self._delivered = delivered
@@ -48,37 +37,24 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, Flushed]):
         """The same on every worker; bytewax gives each part to one of them."""
         return [str(part) for part in range(self._parts)]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Flushed | None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
-        """What was not acknowledged before the snapshot comes again from upstream."""
-        if resume_state is not None:
-            version, flushed_at = resume_state
-            if version != _VERSION:
-                raise Fatal(
-                    f"sink {for_part}: its snapshot has version {version}, and this release reads {_VERSION}; "
-                    "run the release that wrote it"
-                )
-            if self._written is not None:
-                self._written.resumed(flushed_at)
-        return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress, self._written)
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
+        """Nothing to resume: what was not acknowledged before the snapshot comes again from upstream."""
+        return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress)
 
 
-class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, Flushed]):
-    def __init__(
-        self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None, written: WrittenBefore | None
-    ) -> None:
-        self._written = written
+class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, None]):
+    def __init__(self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None) -> None:
         self._outbox = outbox
         self._progress = progress
         self._delivered = delivered
         self._sent: list[OutgoingRecord] = []  # since the last flush, if anybody wants to know
 
     def write_batch(self, values: list[OutgoingRecord]) -> None:
-        written = self._written
-        self._outbox.send(*(values if written is None else [each for each in values if not written.takes_off(each)]))
+        self._outbox.send(*values)
         if self._delivered is not None:
             self._sent += values
 
-    def snapshot(self) -> Flushed:
+    def snapshot(self) -> None:
         """Wait for the broker. At the end as well, which is why there is no close().
 
         Bytewax closes while it unwinds from a failure, too, and to raise again there aborts the process (SIGABRT).
@@ -89,4 +65,3 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, Flushed]):
             self._sent = []
         if self._progress is not None:
             self._progress.flushed()
-        return _VERSION, time.time()

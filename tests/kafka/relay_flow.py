@@ -22,7 +22,6 @@ from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource, Position
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
-from connectors.kafka.written import WrittenBefore
 from schemas.errors import HeadraceError
 
 
@@ -71,9 +70,7 @@ def build(options: Options, source: KafkaSource, producer: ReliableProducer) -> 
     stream = op.input("read", flow, source)
     for step in range(options.steps):
         stream = op.map(f"step_{step}", stream, identity)
-    op.output(
-        "write", op.map("outgoing", stream, outgoing), KafkaSink(producer, written=WrittenBefore(options.bootstrap))
-    )
+    op.output("write", op.map("outgoing", stream, outgoing), KafkaSink(producer))
     return flow
 
 

@@ -1,15 +1,12 @@
 """The sink against Apache Kafka."""
 
-import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # its documented names, not marked as exported
 
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord
-from connectors.kafka.written import WrittenBefore
 from schemas.errors import Fatal
 from tests.kafka.apache_kafka import ApacheKafka
 from tests.kafka.client import count, read, values, wait_for, write
@@ -36,41 +33,6 @@ def test_a_refused_record_stops_the_flow_and_is_delivered_once_the_topic_takes_i
     second = flow.start()
     wait_for("both records", lambda: set(values(kafka.bootstrap, sink)) == {b"small", large})
     assert flow.stop(second) == 0, flow.printed()
-
-
-def test_what_a_killed_process_has_written_is_not_written_again(
-    kafka: ApacheKafka, new_topic: Callable[..., str], relay: Callable[..., Relay]
-) -> None:
-    source, sink = new_topic(), new_topic()
-    everything = [f"{number}".encode() for number in range(6000)]
-    flow = relay(kafka.bootstrap, source, sink, max_per_epoch=500)
-    process = flow.start()
-    write(kafka.bootstrap, source, everything)
-    for enough in (2500, 4500):  # of each kill, some were written since the last snapshot
-        wait_for("the flow to be in the middle", lambda least=enough: count(kafka.bootstrap, sink) >= least)  # type: ignore[misc]  # mypy knows no default in a lambda
-        process.kill()
-        process.wait()
-        process = flow.start()
-    wait_for("the rest", lambda: set(values(kafka.bootstrap, sink)) == set(everything))
-    assert flow.stop(process) == 0, flow.printed()
-    assert sorted(values(kafka.bootstrap, sink)) == sorted(everything)
-
-
-def test_a_record_that_is_equal_to_an_earlier_one_is_written_as_often_as_it_comes(
-    kafka: ApacheKafka, new_topic: Callable[..., str]
-) -> None:
-    topic = new_topic()
-    record = OutgoingRecord(topic, b"key", b"value", (("ce_id", b"1"), ("ce_time", b"then")))
-    now = time.time()
-    outbox = ReliableProducer(kafka.bootstrap).outbox()
-    outbox.send(record, record)
-    outbox.flush()
-    written = WrittenBefore(kafka.bootstrap)
-    assert not written.takes_off(record), "no snapshot, nothing to resume from"
-    written.resumed(now)
-    later = replace(record, headers=(("ce_id", b"1"), ("ce_time", b"now")))
-    other = replace(record, headers=(("ce_id", b"2"), ("ce_time", b"then")))
-    assert [written.takes_off(each) for each in (later, other, later, later)] == [True, False, True, False]
 
 
 def test_an_unknown_topic_stops_the_flow_and_is_named(
