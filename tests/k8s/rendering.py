@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,9 +25,13 @@ Manifest = dict[str, Any]  # YAML
 
 
 def needed(*programs: str) -> str:
-    """The path of the first of these programs that there is. Without one, CI fails and others skip."""
+    """The path of the first of these programs that there is. Without one, CI fails and others skip.
+
+    Some come as Python packages, beside the interpreter, whose folder is on nobody's PATH where the tests are run by it.
+    """
+    where = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for program in programs:
-        found = shutil.which(program)
+        found = shutil.which(program, path=where)
         if found is not None:
             return found
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{' or '.join(programs)} is not installed")
