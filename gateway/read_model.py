@@ -173,23 +173,23 @@ class ReadModel:
 
     def body_sha256(self, job_id: str) -> str | None:
         """What BODY_SHA256_HEADER said when the job was submitted first; None: nothing, or the job is unknown."""
+        noted = self._noted.get(job_id)  # first: a note goes once its rows are there
         with self._reading() as db:
             first = "SELECT body_sha256 FROM submissions WHERE job_id = ? ORDER BY written_ms, topic LIMIT 1"
             found = db.execute(first, (job_id,)).fetchone()
         if found is not None:
             return None if found[0] is None else str(found[0])
-        noted = self._noted.get(job_id)
         return None if noted is None else noted.body_sha256
 
     # Jobs.
 
     def job(self, job_id: str) -> JobRow | None:
         """The job as lists show it."""
+        noted = self._noted.get(job_id)  # first, as above
         with self._reading() as db:
             found = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if found is not None:
             return _job(found)
-        noted = self._noted.get(job_id)
         return None if noted is None else noted.row
 
     def ended(self, job_id: str) -> bool:
@@ -200,11 +200,11 @@ class ReadModel:
 
     def evidence(self, job_id: str) -> Evidence | None:
         """Everything that is known about the job; None: nothing."""
+        noted = self._noted.get(job_id)  # first, as above
         with self._reading() as db:
             evidence = read_file(db, job_id).evidence
             if evidence.known:
                 return replace(evidence, replaced_by=replaced_by(db, evidence))
-        noted = self._noted.get(job_id)
         return None if noted is None else Evidence(job_id, submitted=noted.submitted)
 
     def jobs(
@@ -227,12 +227,12 @@ class ReadModel:
 
     def watched(self, job_id: str, after: Position) -> Change | None:
         """All that a watcher at that position has missed, and whether more is to come; None: the job is unknown."""
+        noted = self._noted.get(job_id)  # first, as above
         with self._reading() as db:
             file = read_file(db, job_id)
             told = list(_told(db, job_id, after))
             if file.evidence.known:
                 return change_of(db, file, told)
-        noted = self._noted.get(job_id)
         if noted is None and not told:
             return None
         updated_at = utc_now() if noted is None else noted.row.updated_at

@@ -46,7 +46,10 @@ def check(scene: Scene, load: Load, llm: ModelServer, kills: Sequence[Kill] = ()
     assert LIMIT // 4 < load.most_spent() <= LIMIT  # a budget that was never near its edge would prove nothing
 
 
-@pytest.mark.parametrize("own_volumes", [False, True], ids=["shared-directory", "own-volumes"])
+@pytest.mark.parametrize(
+    "own_volumes",
+    [pytest.param(False, id="shared-directory", marks=pytest.mark.slow), pytest.param(True, id="own-volumes")],
+)
 def test_a_flow_goes_from_one_process_to_three_and_to_two_under_load_and_budgets_stay_exact(
     scene: Scene, *, own_volumes: bool
 ) -> None:

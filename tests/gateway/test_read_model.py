@@ -1,6 +1,7 @@
 """The read model's file, and what it answers."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -448,3 +449,26 @@ def test_clearing_forgets_everything(read_model: ReadModel) -> None:
     assert read_model.letters(LetterFilter()).total == 0
     assert read_model.belongs_to("", "second")
     assert not read_model.belongs_to("", "first")
+
+
+def test_a_job_that_was_noted_is_known_at_every_moment_while_its_record_is_being_applied(
+    read_model: ReadModel,
+) -> None:
+    """Else another tenant's request under its id could pass in between."""
+    unknown: list[str] = []
+    applied = threading.Event()
+
+    def look(job_id: str) -> None:
+        while not applied.is_set():
+            if read_model.job(job_id) is None:
+                unknown.append(job_id)
+
+    for n in range(200):
+        applied.clear()
+        read_model.note(asked(f"j{n}"))
+        looking = threading.Thread(target=look, args=(f"j{n}",))
+        looking.start()
+        read_model.apply([record(asked(f"j{n}"), n)])
+        applied.set()
+        looking.join()
+    assert unknown == []

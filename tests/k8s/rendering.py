@@ -27,7 +27,7 @@ Manifest = dict[str, Any]  # YAML
 def needed(*programs: str) -> str:
     """The path of the first of these programs that there is. Without one, CI fails and others skip.
 
-    Some come as Python packages, beside the interpreter, whose folder is on nobody's PATH where the tests are run by it.
+    Some come as Python packages: beside the interpreter, whose folder need not be on the PATH.
     """
     where = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for program in programs:
