@@ -39,13 +39,15 @@ one that reads nothing may be well. These halt epochs and are no reason for a re
 
 - **Start.** Loading models and restoring a large state. The process is alive until its first epoch; let a startup probe
   on `/readyz` say how long that may take.
-- **Brokers that are away.** A flow waits for them for 125 seconds at most, and then stops by itself, with exit code 1.
+- **Brokers that are away.** A flow that has written something waits for them for 125 seconds at most, and then stops by
+  itself, with exit code 1; one that has nothing to write goes on closing epochs.
 - **A step that is full far beyond its bound**, which a burst through a cluster or a new budget can make it. It waits
   for calls in flight, all of which end, and is alive meanwhile; for hours, if a model is away for hours.
 - **SIGTERM.** The drain takes up to `HEADRACE_DRAIN_S`; the process is alive until then, and `HEADRACE_STALL_S` longer.
 
 What is left is a flow that hangs. `HEADRACE_STALL_S` is 180 so that it is longer than all of that; it must be at least
-twice `HEADRACE_EPOCH_S`. A liveness probe every 10 seconds with three failures restarts such a flow after 3.5 minutes.
+twice `HEADRACE_EPOCH_S`. A liveness probe every 10 seconds with three failures restarts such a flow after 3.5 minutes;
+what it then gets to end is the probe's `terminationGracePeriodSeconds`, since what hangs may not hear SIGTERM.
 
 The processes of a cluster close epochs together: if one hangs, all of them are soon without a heartbeat.
 
