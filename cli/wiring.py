@@ -25,6 +25,7 @@ from connectors.kafka.progress import Progress
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
+from connectors.kafka.written import Written
 from connectors.ledger.off import NoLedger
 from connectors.ledger.patient import PatientLedger
 from connectors.ledger.port import Ledger
@@ -76,6 +77,7 @@ class KafkaTopics:
         self._group_id = group_of(flow, settings)
         self._slice = slice_of(flow, settings)
         self._stop = stop
+        self._written = Written(bootstrap_of(settings), settings.kafka_config())
 
     def source(self, event: type[Event]) -> KafkaSource:
         """The topic of `event`."""
@@ -97,7 +99,7 @@ class KafkaTopics:
 
     def sink(self, delivered: Delivered | None = None) -> KafkaSink:
         """Any topic."""
-        return KafkaSink(self._producer, delivered, progress=self._progress)
+        return KafkaSink(self._producer, delivered, progress=self._progress, written=self._written)
 
 
 class Connectors:

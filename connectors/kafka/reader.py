@@ -6,6 +6,7 @@ comes later is not. Nothing is committed, and no group is joined. Memory: librdk
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -89,9 +90,40 @@ class TopicReader:
             low, high = ends.get(place, (0, 0))
             if low < start <= high:
                 ends[place] = (start, high)
+        yield from self._read(ends)
+
+    def between(self, topic: str, since: datetime, until: datetime) -> Iterator[Record]:
+        """What is in `topic`, which must exist, from the first record of each partition that is of `since` or later.
+
+        It ends before the first record of `until` or later, or where the partition ends. Nothing, on a broker that
+        cannot find records by their time. Raises as records() does.
+        """
         try:
-            self._consumer.assign([TopicPartition(*place, low) for place, (low, _) in ends.items()])
-            yield from self._until({place: high for place, (low, high) in ends.items() if low < high})
+            ends = dict(self._ends([topic]))
+            first, last = (self._offsets_at(topic, moment, ends) for moment in (since, until))
+        except KafkaException as error:
+            raise self._unreachable(cause(error)) from error
+        yield from self._read({place: (first[place], last[place]) for place in ends})
+
+    def _offsets_at(
+        self, topic: str, moment: datetime, ends: Mapping[tuple[str, int], tuple[int, int]]
+    ) -> dict[tuple[str, int], int]:
+        """Of the first record of each partition that is of `moment` or later, or of its end."""
+        moment_ms = int(moment.timestamp() * 1000)
+        asked = [TopicPartition(topic, partition, moment_ms) for _, partition in ends]
+        found: dict[tuple[str, int], int] = {}
+        for each in self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S):
+            if each.error is not None:
+                raise KafkaException(each.error)
+            place = (topic, each.partition)
+            found[place] = ends[place][1] if each.offset < 0 else each.offset
+        return found
+
+    def _read(self, ranges: Mapping[tuple[str, int], tuple[int, int]]) -> Iterator[Record]:
+        """The records of these offsets: from the first to before the second."""
+        try:
+            self._consumer.assign([TopicPartition(*place, low) for place, (low, _) in ranges.items()])
+            yield from self._until({place: high for place, (low, high) in ranges.items() if low < high})
         finally:
             if self._entered is not None:  # an abandoned generator may end after its reader
                 self._entered.unassign()

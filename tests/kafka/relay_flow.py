@@ -22,6 +22,7 @@ from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource, Position
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
+from connectors.kafka.written import Written
 from schemas.errors import HeadraceError
 
 
@@ -64,13 +65,15 @@ def build(options: Options, source: KafkaSource, producer: ReliableProducer) -> 
 
     def outgoing(record: Record) -> tuple[str, OutgoingRecord]:
         key = record.key or b""
-        return key.decode(), OutgoingRecord(options.sink, key, record.value or b"", record.headers)
+        headers = (*record.headers, ("ce_id", record.origin.encode()))
+        return key.decode(), OutgoingRecord(options.sink, key, record.value or b"", headers)
 
     flow = Dataflow("relay")
     stream = op.input("read", flow, source)
     for step in range(options.steps):
         stream = op.map(f"step_{step}", stream, identity)
-    op.output("write", op.map("outgoing", stream, outgoing), KafkaSink(producer))
+    sink = KafkaSink(producer, written=Written(options.bootstrap))
+    op.output("write", op.map("outgoing", stream, outgoing), sink)
     return flow
 
 
