@@ -69,6 +69,7 @@ class KafkaTopics:
         stop: Stop,
         pressure: Pressure,
         progress: Progress | None = None,
+        begun_s: float | None = None,
     ) -> None:
         self._progress = progress or Progress(flow)
         self._pressure = pressure
@@ -77,7 +78,7 @@ class KafkaTopics:
         self._group_id = group_of(flow, settings)
         self._slice = slice_of(flow, settings)
         self._stop = stop
-        self._written = Written(bootstrap_of(settings), settings.kafka_config())
+        self._written = Written(bootstrap_of(settings), settings.kafka_config(), begun_s=begun_s)
 
     def source(self, event: type[Event]) -> KafkaSource:
         """The topic of `event`."""

@@ -92,32 +92,23 @@ class TopicReader:
                 ends[place] = (start, high)
         yield from self._read(ends)
 
-    def between(self, topic: str, since: datetime, until: datetime) -> Iterator[Record]:
-        """What is in `topic`, which must exist, from the first record of each partition that is of `since` or later.
+    def since(self, topic: str, moment: datetime) -> Iterator[Record]:
+        """What is in `topic`, which must exist, from the first record of each partition that is of `moment` or later.
 
-        It ends before the first record of `until` or later, or where the partition ends. Nothing, on a broker that
-        cannot find records by their time. Raises as records() does.
+        Nothing, on a broker that cannot find records by their time. Raises as records() does.
         """
         try:
             ends = dict(self._ends([topic]))
-            first, last = (self._offsets_at(topic, moment, ends) for moment in (since, until))
+            moment_ms = int(moment.timestamp() * 1000)
+            asked = [TopicPartition(topic, partition, moment_ms) for _, partition in ends]
+            found = self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
         except KafkaException as error:
             raise self._unreachable(cause(error)) from error
-        yield from self._read({place: (first[place], last[place]) for place in ends})
-
-    def _offsets_at(
-        self, topic: str, moment: datetime, ends: Mapping[tuple[str, int], tuple[int, int]]
-    ) -> dict[tuple[str, int], int]:
-        """Of the first record of each partition that is of `moment` or later, or of its end."""
-        moment_ms = int(moment.timestamp() * 1000)
-        asked = [TopicPartition(topic, partition, moment_ms) for _, partition in ends]
-        found: dict[tuple[str, int], int] = {}
-        for each in self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S):
+        for each in found:
             if each.error is not None:
-                raise KafkaException(each.error)
-            place = (topic, each.partition)
-            found[place] = ends[place][1] if each.offset < 0 else each.offset
-        return found
+                raise self._unreachable(each.error)
+        starts = {(topic, each.partition): each.offset for each in found if each.offset >= 0}
+        yield from self._read({place: (start, ends[place][1]) for place, start in starts.items()})
 
     def _read(self, ranges: Mapping[tuple[str, int], tuple[int, int]]) -> Iterator[Record]:
         """The records of these offsets: from the first to before the second."""

@@ -5,20 +5,16 @@ be delivered raises and stops the flow before the snapshot that would have skipp
 be on its topic already is not written again (`written.py`).
 """
 
-import time
-
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from connectors.kafka.port import Delivered
 from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.progress import Progress
 from connectors.kafka.record import OutgoingRecord
-from connectors.kafka.written import Written
-
-Moment = float  # Unix seconds: what was written before it is acknowledged, and not made again; what a snapshot holds
+from connectors.kafka.written import Written, WrittenSnapshot
 
 
-class KafkaSink(FixedPartitionedSink[OutgoingRecord, Moment | None]):
+class KafkaSink(FixedPartitionedSink[OutgoingRecord, WrittenSnapshot | None]):
     """Writes (key, record) pairs to the topic that each record names; the key only routes within the dataflow.
 
     A FixedPartitionedSink, because with recovery on, bytewax does not wait for a DynamicSink: at a clean end a long
@@ -45,14 +41,14 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, Moment | None]):
         """The same on every worker; bytewax gives each part to one of them."""
         return [str(part) for part in range(self._parts)]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Moment | None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
+    def build_part(self, step_id: str, for_part: str, resume_state: WrittenSnapshot | None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
         """What was not acknowledged before the snapshot comes again from upstream."""
-        if self._written is not None and resume_state is not None:  # None: of a release that knew no moment
-            self._written.resumes(resume_state)
+        if self._written is not None and resume_state is not None:  # None: of a release that wrote it again
+            self._written.resume(resume_state)
         return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress, self._written)
 
 
-class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, Moment | None]):
+class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, WrittenSnapshot | None]):
     def __init__(
         self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None, written: Written | None
     ) -> None:
@@ -67,7 +63,7 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, Moment | None]):
         if self._delivered is not None:
             self._sent += values
 
-    def snapshot(self) -> Moment:
+    def snapshot(self) -> WrittenSnapshot | None:
         """Wait for the broker. At the end as well, which is why there is no close().
 
         Bytewax closes while it unwinds from a failure, too, and to raise again there aborts the process (SIGABRT).
@@ -78,4 +74,4 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, Moment | None]):
             self._sent = []
         if self._progress is not None:
             self._progress.flushed()
-        return time.time()
+        return None if self._written is None else self._written.snapshot()

@@ -60,7 +60,7 @@ def identity(record: Record) -> Record:
     return record
 
 
-def build(options: Options, source: KafkaSource, producer: ReliableProducer) -> Dataflow:
+def build(options: Options, source: KafkaSource, sink: KafkaSink) -> Dataflow:
     """Source ─► step ─► ... ─► step ─► sink."""
 
     def outgoing(record: Record) -> tuple[str, OutgoingRecord]:
@@ -72,7 +72,6 @@ def build(options: Options, source: KafkaSource, producer: ReliableProducer) -> 
     stream = op.input("read", flow, source)
     for step in range(options.steps):
         stream = op.map(f"step_{step}", stream, identity)
-    sink = KafkaSink(producer, written=Written(options.bootstrap))
     op.output("write", op.map("outgoing", stream, outgoing), sink)
     return flow
 
@@ -88,8 +87,9 @@ def run(options: Options, stop: Stop) -> None:
         source.trace_to(Path(options.resumed_at))
     producer = ReliableProducer(options.bootstrap, delivery_timeout_s=options.delivery_timeout_s)
     with RecoveryDirectory(Path(options.recovery)) as recovery:
+        sink = KafkaSink(producer, written=Written(options.bootstrap, begun_s=recovery.begun_s))
         cluster_main(
-            build(options, source, producer),
+            build(options, source, sink),
             [],
             0,
             epoch_interval=timedelta(seconds=options.epoch_s),

@@ -287,7 +287,8 @@ def test_where_flows_may_write_and_not_read_a_crash_repeats_and_says_so(
         AclOperation.WRITE,
         AclPermissionType.ALLOW,
     )
-    AdminClient({"bootstrap.servers": kafka.bootstrap}).create_acls([describe_and_write])[describe_and_write].result(30)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.create_acls([describe_and_write])[describe_and_write].result(30)
     event = OutgoingRecord(topic, b"key", b"{}", (("ce_id", b"1"),))
     began = time.time()
     outbox = ReliableProducer(kafka.bootstrap).outbox()
@@ -296,7 +297,7 @@ def test_where_flows_may_write_and_not_read_a_crash_repeats_and_says_so(
     for name, value in {**kafka.variables, "HEADRACE_KAFKA_USERNAME": "flows"}.items():
         monkeypatch.setenv(name, value)
     written = Written(kafka.at("SASL_SSL"), load().kafka_config())
-    written.resumes(began)
+    written.resume((1, began, (topic,)))
     with capture_logs() as logs:
         assert written.left([event]) == [event]
     (line,) = logs
