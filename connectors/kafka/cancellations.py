@@ -1,8 +1,8 @@
 """Cancellations to every process: whoever has the job must hear of it, and no partition says who that is.
 
 Guarantee: what was on cancellations.requested when the reading began is known before a flow starts, unless the broker
-takes more than half a minute to say it; what comes later, within a second. Nothing here stops a flow: a topic that is
-missing is looked for again, a broker that is out is waited for. Nothing is committed, and no group is joined.
+takes more than half a minute to say it; what comes later, within a second. Nothing here stops a flow that runs: a topic
+that is missing is looked for again, a broker that is out is waited for. Nothing is committed, and no group is joined.
 """
 
 import threading
@@ -15,8 +15,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pydantic import ValidationError
 
 from connectors.cancellations import Cancellations
-from connectors.kafka.client import MISSING_TOPIC, ConnectionErrors, base_config, record_of
+from connectors.kafka.client import MISSING_TOPIC, ConnectionErrors, base_config, cause, record_of
 from schemas.cancellations import CancelRequested
+from schemas.errors import Fatal
 from schemas.topics import topic_of
 
 log = structlog.get_logger()
@@ -39,6 +40,7 @@ class CancellationReader:
         self._caught_up = threading.Event()
         self._closing = threading.Event()
         self._look_at = 0.0
+        self._refused: str | None = None
         self._consumer = Consumer(
             {
                 "queued.max.messages.kbytes": "16384",
@@ -56,9 +58,14 @@ class CancellationReader:
         return self
 
     def wait(self, timeout_s: float = _START_S) -> None:
-        """Until all is known that was there; a broker that is out for longer is not awaited."""
+        """Until all is known that was there; a broker that is out for longer is not awaited.
+
+        Raises Fatal if the broker does not let us read the topic.
+        """
         if not self._caught_up.wait(timeout_s):
             log.warning("cancellations are not read to their end yet; the flows begin without", waited_s=timeout_s)
+        if self._refused is not None:
+            raise Fatal(f"topic {TOPIC} cannot be read: {self._refused}; a flow needs the right to (docs/security.md)")
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
@@ -72,9 +79,15 @@ class CancellationReader:
                 for message in self._consumer.consume(_BATCH, timeout=_POLL_S):
                     self._take(message)
             except KafkaException as error:
-                log.warning("cancellations cannot be read; trying again", error=str(error), again_s=_LOOK_S)
+                self._failed(cause(error))
                 self._look_at = 0.0
                 self._closing.wait(_LOOK_S)
+
+    def _failed(self, error: KafkaError) -> None:
+        log.warning("cancellations cannot be read; trying again", error=error.str(), again_s=_LOOK_S)
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            self._refused = error.str()
+            self._caught_up.set()
 
     def _look(self) -> None:
         """Read partitions that are new."""
@@ -101,7 +114,7 @@ class CancellationReader:
             if all(self._reading.values()):
                 self._caught_up.set()
         else:
-            log.warning("cancellations cannot be read; trying again", error=error.str())
+            self._failed(error)
 
     def _add(self, message: Message) -> None:
         record = record_of(message)

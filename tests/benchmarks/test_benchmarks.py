@@ -16,7 +16,7 @@ from tests.kafka.apache_kafka import missing_tools
     [
         (("dedup", "--ids", "2000"), {"rss_mb", "restore_s"}),
         (("admission", "--events", "2000", "--rounds", "1"), {"events_s_core", "bare_events_s_core", "ratio_to_bare"}),
-        (
+        pytest.param(
             ("embed", "--chunks", "20", "--rounds", "1"),
             {
                 "default_chunks_s",
@@ -26,6 +26,7 @@ from tests.kafka.apache_kafka import missing_tools
                 "ratio_to_tuned",
                 "gpu_busy",
             },
+            marks=pytest.mark.slow,  # three processes that load a model
         ),
         (
             ("extract", "--words", "500", "--rounds", "1"),

@@ -198,6 +198,7 @@ def total(scene: Scene, tenant: str) -> object:
     return json.loads(done.stdout)["totals"]
 
 
+@pytest.mark.slow
 def test_a_cluster_on_one_machine_is_started_again_when_a_process_is_killed_and_counts_each_call_once(
     scene: Scene,
 ) -> None:

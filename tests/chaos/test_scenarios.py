@@ -51,7 +51,7 @@ def metric(port: int, name: str) -> float:
 LLM_CIRCUIT = 'headrace_circuit_state{dependency="llm"}'
 
 
-@pytest.mark.parametrize("outage", ["frozen", "503", "refused"])
+@pytest.mark.parametrize("outage", ["frozen", pytest.param("503", marks=pytest.mark.slow), "refused"])
 def test_jobs_wait_for_a_model_that_is_out_whatever_its_health_says_and_poison_does_not(
     scene: Scene, free_port: int, outage: str
 ) -> None:
@@ -219,7 +219,10 @@ def restart_after(
 
 @pytest.mark.parametrize(
     ("variable", "name", "workers"),
-    [("LEDGER", "ledger.sqlite", "1"), ("RECOVERY_DIR", "recovery", "2")],
+    [
+        pytest.param("LEDGER", "ledger.sqlite", "1", marks=pytest.mark.slow),
+        ("RECOVERY_DIR", "recovery", "2"),
+    ],
 )
 def test_a_full_disk_stops_the_flow_with_one_line_and_with_space_all_jobs_complete(
     scene: Scene, small_disk: Path, variable: str, name: str, workers: str
@@ -270,6 +273,7 @@ class Rescaled(ChaosRun):
         return super()._start(point)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_paid_twice_when_each_restart_after_a_kill_has_another_number_of_workers(
     scene: Scene, kafka: ApacheKafka
 ) -> None:

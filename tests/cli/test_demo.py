@@ -39,6 +39,7 @@ def test_one_bad_file_is_dead_lettered_and_the_rest_go_through(tmp_path: Path) -
     assert list(left.glob("headrace-*")) == []
 
 
+@pytest.mark.slow
 def test_for_people_the_demo_prints_answer_citations_and_summary() -> None:
     done = headrace("demo", "--question", "How many eels were caught in the best night?")
     assert "Q: How many eels were caught in the best night?\nA: " in done.stdout

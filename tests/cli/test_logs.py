@@ -67,7 +67,7 @@ def wait_for_ends(client: PlainClient, *jobs: str) -> None:
     client.read_until("jobs.status", ended)
 
 
-@pytest.mark.parametrize("asked_for", [False, True])
+@pytest.mark.parametrize("asked_for", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_prompt_no_text_and_no_secret_is_logged_unless_it_is_asked_for(
     broker: EmbeddedKafka, tmp_path: Path, *, asked_for: bool
 ) -> None:
@@ -132,6 +132,7 @@ def test_what_cannot_be_reached_is_told_without_its_password(broker: EmbeddedKaf
     with ModelServer(tmp_path / "calls") as llm:
         variables = secrets(llm.url, tmp_path / "data", broker.bootstrap)
         variables["HEADRACE_LEDGER"] = f"postgresql://mill:{CANARY}@127.0.0.1:1/mill"
+        variables["HEADRACE_DRAIN_S"] = "1"
         log = tmp_path / "log"
         with RunningFlows("answer", log=log, **variables) as flows:
             ask(client, "Why?", kind="generate")

@@ -11,6 +11,7 @@ from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import run_main
 
 from cli import run
+from connectors.kafka.embedded import EmbeddedKafka
 from connectors.kafka.stop import Stop
 from connectors.settings import Settings
 from operators.dead_letter import dead_letter
@@ -21,6 +22,9 @@ from operators.produce import produce
 from operators.runtime import Runtime
 from schemas.documents import DocumentIndexed, DocumentUploaded
 from schemas.errors import Fatal
+from tests.chaos.parts import ModelServer
+from tests.gateway.running import create_all_topics
+from tests.headrace_process import PlainClient, RunningFlows, headrace
 from tests.memory_topics import MemoryTopics, record
 
 
@@ -66,9 +70,11 @@ def fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable
         monkeypatch.setattr(run, "build", lambda _name, runtime, *_: flow_on(replace(runtime, topics=topics)))
         monkeypatch.setattr(run, "settle_memory", lambda: None)
         monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's own stay
-        settings = Settings(kafka_bootstrap="127.0.0.1:1", data_dir=tmp_path)
-        with pytest.raises(Exception) as raised:  # noqa: PT011  # the tests look at it
-            run.run_flows(("ingest",), settings, Stop())
+        with EmbeddedKafka() as broker:
+            broker.create_topics(["cancellations.requested"])
+            settings = Settings(kafka_bootstrap=broker.bootstrap, data_dir=tmp_path)
+            with pytest.raises(Exception) as raised:  # noqa: PT011  # the tests look at it
+                run.run_flows(("ingest",), settings, Stop())
         return raised.value
 
     return failure
@@ -85,3 +91,42 @@ def test_what_stopped_a_flow_is_said_whatever_bytewax_makes_of_it(
 
 def test_a_panic_of_bytewax_itself_is_a_failure(fails: Callable[[Callable[[], None], int], Exception]) -> None:
     assert "unable to receive panic error" in str(fails(panics, 0))
+
+
+def test_answer_loads_its_embedding_model_when_something_is_to_be_retrieved(tmp_path: Path) -> None:
+    with EmbeddedKafka() as broker, ModelServer(tmp_path / "calls") as llm:
+        create_all_topics(broker)
+        client = PlainClient(broker.bootstrap)
+
+        def ask(job_id: str, kind: str) -> None:
+            client.send("requests.submitted", {"job_id": job_id, "kind": kind, "prompt": "How often?"})
+            client.read_until("results.completed", lambda found: any(each["job_id"] == job_id for each in found))
+
+        variables = {
+            "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "HEADRACE_DATA_DIR": str(tmp_path / "data"),
+            "HEADRACE_LLM_URL": llm.url,
+            "HEADRACE_LLM_MODEL": "test",
+        }
+        with RunningFlows("answer", log=tmp_path / "log", **variables) as flows:
+            mapped = Path(f"/proc/{flows.process.pid}/maps")
+            ask("generated", "generate")
+            assert "libtorch" not in mapped.read_text()
+            ask("answered", "answer")
+            assert "libtorch" in mapped.read_text()
+            assert flows.terminate() == 0
+
+
+def test_an_embedding_model_that_is_not_there_ends_answer_at_its_start(tmp_path: Path) -> None:
+    with EmbeddedKafka() as broker:
+        variables = {
+            "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "HEADRACE_DATA_DIR": str(tmp_path),
+            "HEADRACE_LLM_URL": "http://127.0.0.1:9/v1",
+            "HEADRACE_LLM_MODEL": "test",
+            "HEADRACE_EMBED_MODEL": "/no/such/model",
+        }
+        ended = headrace("run", "answer", **variables)
+    assert ended.returncode == 1
+    (line,) = (each for each in ended.stderr.splitlines() if each.startswith("headrace:"))
+    assert "HEADRACE_EMBED_MODEL=/no/such/model" in line

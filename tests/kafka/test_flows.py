@@ -165,6 +165,7 @@ def test_bad_input_is_dead_lettered_with_its_reason_and_the_flows_go_on(
         assert flows.terminate() == 0
 
 
+@pytest.mark.slow
 def test_fused_and_split_flows_give_identical_points(
     client: PlainClient, variables: dict[str, str], tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_one_trace_shows_one_job_through_model_tool_and_webhook(
     assert SECRET.encode() not in collector.raw
 
 
+@pytest.mark.slow
 def test_documents_keep_their_trace_through_split_flows(
     client: PlainClient, variables: dict[str, str], collector: Collector, kafka: ApacheKafka, tmp_path: Path
 ) -> None:
