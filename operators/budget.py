@@ -40,6 +40,7 @@ from operators.offload import STATE_SECONDS, DeadlineExceeded
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from operators.traced import caused, record_said, trace_within
+from operators.write import write
 from schemas.budgets import Budget, BudgetChanged
 from schemas.errors import Fatal, GaveUp, Poison, Refused
 from schemas.event import at_unix, derive_id, utc_now
@@ -428,5 +429,5 @@ def budget(
     tenants = op.key_on("tenant", merged, _tenant)
     accounted = op.key_rm("accounted", op.stateful_batch("work", tenants, lambda resume: _tenant_of(step, resume)))
     outcome, said = sort_out(accounted)
-    op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())
+    write("statuses", op.filter_map_value("status", said, record_said), runtime)
     return outcome

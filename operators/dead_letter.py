@@ -13,6 +13,7 @@ from bytewax.operators import KeyedStream
 from operators.outcome import flow_step
 from operators.produce import letter_records
 from operators.runtime import Runtime
+from operators.write import write
 from schemas.dead_letter import DeadLetter
 
 
@@ -23,4 +24,4 @@ def dead_letter(step_id: str, *ups: KeyedStream[DeadLetter], runtime: Runtime) -
     records = op.flat_map_value(
         "records", op.merge("all", *ups), lambda letter: letter_records(letter, step=step, tracer=runtime.tracer)
     )
-    op.output("write", records, runtime.topics.sink())
+    write("write", records, runtime)

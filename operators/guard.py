@@ -41,6 +41,7 @@ from operators.offload import STATE_SECONDS
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from operators.traced import caused, record_said
+from operators.write import write
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, GaveUp, Poison
 from schemas.event import at_unix, derive_id, utc_now
@@ -494,5 +495,5 @@ def guard(
         ),
     )
     outcome, said = sort_out(checked)
-    op.output("events", op.filter_map_value("event", said, record_said), runtime.topics.sink())
+    write("events", op.filter_map_value("event", said, record_said), runtime)
     return Outcome(op.merge("passed", parted.trues, outcome.oks), outcome.errs)

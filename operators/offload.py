@@ -62,6 +62,7 @@ from operators.fair_slots import FairSlots
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from operators.traced import caused, record_said, settled, trace_within
+from operators.write import write
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Bill, Fatal, GaveUp, HeadraceError, Isolated, Poison, Retryable, Unavailable
 from schemas.event import Event, derive_id, utc_now
@@ -820,5 +821,5 @@ def offload(
     lanes = op.key_on("lane", up, _lane)
     worked = op.key_rm("unlane", op.stateful_batch("work", lanes, lambda resume: _Lane(step, resume)))
     outcome, said = sort_out(worked)
-    op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())
+    write("statuses", op.filter_map_value("status", said, record_said), runtime)
     return outcome

@@ -19,6 +19,7 @@ from operators.envelope import Envelope
 from operators.outcome import bury, flow_step
 from operators.runtime import Runtime
 from operators.traced import caused, settled, settled_as_letter, trace_of_letter
+from operators.write import write
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Poison
 from schemas.event import Event
@@ -126,4 +127,4 @@ def produce(
         if not beside:
             settled(envelope, step=step, outcome="completed" if ends_job else "passed_on", tracer=tracer)
 
-    op.output("write", op.flat_map_value("records", up, records), runtime.topics.sink(delivered))
+    write("write", op.flat_map_value("records", up, records), runtime, delivered)

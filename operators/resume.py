@@ -32,6 +32,7 @@ from operators.envelope import Envelope, job_of
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime
 from operators.traced import caused, record_said
+from operators.write import write
 from schemas.dead_letter import DeadLetter, redrives
 from schemas.errors import Fatal, Poison, Refused
 from schemas.event import at_unix, utc_now
@@ -281,5 +282,5 @@ def resume(
         ),
     )
     outcome, said = sort_out(joined)
-    op.output("statuses", op.filter_map_value("status", said, record_said), runtime.topics.sink())
+    write("statuses", op.filter_map_value("status", said, record_said), runtime)
     return outcome

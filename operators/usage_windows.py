@@ -21,6 +21,7 @@ from connectors.kafka.record import OutgoingRecord, outgoing
 from operators.envelope import Envelope
 from operators.outcome import bury, flow_step
 from operators.runtime import Runtime
+from operators.write import write
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Fatal, Refused
 from schemas.event import at_unix, utc_now
@@ -200,5 +201,5 @@ def usage_windows(
 
     tenants = op.map("tenant", up, lambda keyed: (keyed[1].body.tenant, keyed[1]))
     counted = op.stateful_batch("work", tenants, lambda resume: _Tenant(step, clock, resume))
-    op.output("windows", op.filter_map_value("window", counted, window), runtime.topics.sink())
+    write("windows", op.filter_map_value("window", counted, window), runtime)
     return op.filter_map_value("letter", counted, letter)

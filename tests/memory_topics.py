@@ -1,7 +1,7 @@
 """Topics in memory: what a test puts in, and what a flow wrote, in order."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from threading import Event as Flag
 
@@ -28,15 +28,16 @@ def record(event: Event | bytes, *, topic: str | None = None, offset: int = 0, k
     return Record(name, 0, offset, message_key, value, headers, datetime(2026, 1, 1, tzinfo=UTC))
 
 
-class _ListPartition(StatefulSinkPartition[OutgoingRecord, None]):
+class _ListPartition(StatefulSinkPartition[Sequence[OutgoingRecord], None]):
     def __init__(self, written: list[OutgoingRecord], delivered: Delivered | None) -> None:
         self._written = written
         self._delivered = delivered
         self._sent: list[OutgoingRecord] = []
 
-    def write_batch(self, values: list[OutgoingRecord]) -> None:
-        self._written.extend(values)
-        self._sent.extend(values)
+    def write_batch(self, values: list[Sequence[OutgoingRecord]]) -> None:
+        for records in values:
+            self._written.extend(records)
+            self._sent.extend(records)
 
     def snapshot(self) -> None:
         if self._delivered is not None and self._sent:
@@ -44,7 +45,7 @@ class _ListPartition(StatefulSinkPartition[OutgoingRecord, None]):
         self._sent = []
 
 
-class _ListSink(FixedPartitionedSink[OutgoingRecord, None]):
+class _ListSink(FixedPartitionedSink[Sequence[OutgoingRecord], None]):
     def __init__(self, written: list[OutgoingRecord], delivered: Delivered | None) -> None:
         self._written = written
         self._delivered = delivered

@@ -67,13 +67,14 @@ class Outbox:
         Raises Fatal (refused) or Retryable (not delivered in time) for one of these or of earlier ones. Reports of
         deliveries are served once for all, since to look for them costs as much as to hand over a record.
         """
-        for record in records:
-            with self._lock:
-                self._pending += 1
+        with self._lock:
+            self._pending += len(records)
+        for number, record in enumerate(records):
             try:
                 self._produce(record)
             except KafkaException as error:
-                self._settle(self._failure(record.topic, cause(error), len(record.value or b"")))
+                failure = self._failure(record.topic, cause(error), len(record.value or b""))
+                self._settle(failure, count=len(records) - number)
                 break
         self._producer.poll(0)
         self._raise_failure()
@@ -110,11 +111,15 @@ class Outbox:
         self._raise_failure()
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        self._settle(None if error is None else self._failure(message.topic() or "", error, len(message)))
+        if error is None:  # as a rule; one for each record, so spelled out
+            with self._lock:
+                self._pending -= 1
+        else:
+            self._settle(self._failure(message.topic() or "", error, len(message)))
 
-    def _settle(self, failure: HeadraceError | None) -> None:
+    def _settle(self, failure: HeadraceError | None, *, count: int = 1) -> None:
         with self._lock:
-            self._pending -= 1
+            self._pending -= count
             if failure is not None:
                 self._failed += 1
                 self._first_failure = self._first_failure or failure

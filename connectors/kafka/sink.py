@@ -5,21 +5,22 @@ be delivered raises and stops the flow before the snapshot that would have skipp
 be on its topic already is not written again (`written.py`).
 """
 
+from collections.abc import Sequence
+
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from connectors.kafka.port import Delivered
+from connectors.kafka.port import SINK_PARTS, Delivered
 from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.progress import Progress
 from connectors.kafka.record import OutgoingRecord
 from connectors.kafka.written import Written, WrittenSnapshot
 
 
-class KafkaSink(FixedPartitionedSink[OutgoingRecord, WrittenSnapshot | None]):
-    """Writes (key, record) pairs to the topic that each record names; the key only routes within the dataflow.
+class KafkaSink(FixedPartitionedSink[Sequence[OutgoingRecord], WrittenSnapshot | None]):
+    """Writes batches of records to the topics that they name; a batch's key is the number of its part.
 
     A FixedPartitionedSink, because with recovery on, bytewax does not wait for a DynamicSink: at a clean end a long
-    tail of steps lost items in one. Its `parts` are bytewax's, not Kafka's: bytewax spreads them over the workers, so
-    they bound how many workers write. They cost nothing, and keep their number for the life of a recovery directory.
+    tail of steps lost items in one.
     """
 
     def __init__(
@@ -27,7 +28,6 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, WrittenSnapshot | None]):
         producer: ReliableProducer,
         delivered: Delivered | None = None,
         *,
-        parts: int = 8,
         progress: Progress | None = None,
         written: Written | None = None,
     ) -> None:
@@ -35,11 +35,14 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, WrittenSnapshot | None]):
         self._written = written
         self._progress = progress
         self._delivered = delivered
-        self._parts = parts
 
     def list_parts(self) -> list[str]:
         """The same on every worker; bytewax gives each part to one of them."""
-        return [str(part) for part in range(self._parts)]
+        return [str(part) for part in range(SINK_PARTS)]
+
+    def part_fn(self, item_key: str) -> int:
+        """The part of that number."""
+        return int(item_key)
 
     def build_part(self, step_id: str, for_part: str, resume_state: WrittenSnapshot | None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
         """What was not acknowledged before the snapshot comes again from upstream."""
@@ -48,7 +51,7 @@ class KafkaSink(FixedPartitionedSink[OutgoingRecord, WrittenSnapshot | None]):
         return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress, self._written)
 
 
-class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, WrittenSnapshot | None]):
+class _KafkaSinkPartition(StatefulSinkPartition[Sequence[OutgoingRecord], WrittenSnapshot | None]):
     def __init__(
         self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None, written: Written | None
     ) -> None:
@@ -58,10 +61,11 @@ class _KafkaSinkPartition(StatefulSinkPartition[OutgoingRecord, WrittenSnapshot 
         self._delivered = delivered
         self._sent: list[OutgoingRecord] = []  # since the last flush, if anybody wants to know
 
-    def write_batch(self, values: list[OutgoingRecord]) -> None:
-        self._outbox.send(*(values if self._written is None else self._written.left(values)))
+    def write_batch(self, values: list[Sequence[OutgoingRecord]]) -> None:
+        records = [record for batch in values for record in batch]
+        self._outbox.send(*(records if self._written is None else self._written.left(records)))
         if self._delivered is not None:
-            self._sent += values
+            self._sent += records
 
     def snapshot(self) -> WrittenSnapshot | None:
         """Wait for the broker. At the end as well, which is why there is no close().

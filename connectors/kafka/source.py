@@ -47,10 +47,6 @@ _EPOCH_BYTES = 64 * 1024 * 1024
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
 
 
-def _size(record: Record) -> int:
-    return _RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
-
-
 class _Taken(NamedTuple):
     """What the flow takes at once."""
 
@@ -63,6 +59,7 @@ class _Buffer:
 
     def __init__(self, next_offset: int) -> None:
         self.records: deque[Record] = deque()
+        self._sizes: deque[int] = deque()  # of the records
         self.bytes = 0
         self.next_offset = next_offset  # of the next record to put in
         self.paused = False
@@ -72,12 +69,15 @@ class _Buffer:
         if record.offset < self.next_offset:  # fetched again after a pause
             return
         self.next_offset = record.offset + 1
+        size = _RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
         self.records.append(record)
-        self.bytes += _size(record)
+        self._sizes.append(size)
+        self.bytes += size
 
     def take(self, limit: int) -> "_Taken":
-        taken = [self.records.popleft() for _ in range(min(limit, len(self.records)))]
-        size = sum(map(_size, taken))
+        count = min(limit, len(self.records))
+        taken = [self.records.popleft() for _ in range(count)]
+        size = sum(self._sizes.popleft() for _ in range(count))
         self.bytes -= size
         return _Taken(taken, size)
 

@@ -32,6 +32,7 @@ from connectors.event_loop import EventLoop
 from connectors.kafka import sink, source
 from connectors.kafka.port import Delivered
 from connectors.kafka.record import OutgoingRecord, Record
+from connectors.kafka.written import WrittenSnapshot
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
@@ -210,9 +211,10 @@ def make_partitions_mortal(killer: Killer) -> None:
     )
     said = False
 
-    def after_flush(self: sink._KafkaSinkPartition) -> None:
-        flushed(self)
+    def after_flush(self: sink._KafkaSinkPartition) -> WrittenSnapshot | None:
+        snapshot = flushed(self)
         killer.passing("after-sink")
+        return snapshot
 
     def at_position(self: source._KafkaPartition) -> tuple[int, int]:
         killer.passing("during-snapshot")
@@ -231,20 +233,24 @@ def make_partitions_mortal(killer: Killer) -> None:
     source._KafkaPartition.next_batch = consuming  # type: ignore[method-assign]
 
 
-class _StockPartition(StatelessSinkPartition[tuple[str, OutgoingRecord]]):
+class _StockPartition(StatelessSinkPartition[tuple[str, Sequence[OutgoingRecord]]]):
     def __init__(self, inner: StatelessSinkPartition[KafkaSinkMessage[bytes | None, bytes | None]]) -> None:
         self._inner = inner
 
-    def write_batch(self, items: list[tuple[str, OutgoingRecord]]) -> None:
+    def write_batch(self, items: list[tuple[str, Sequence[OutgoingRecord]]]) -> None:
         self._inner.write_batch(
-            [KafkaSinkMessage(at.key, at.value, headers=list(at.headers), topic=at.topic) for _, at in items]
+            [
+                KafkaSinkMessage(at.key, at.value, headers=list(at.headers), topic=at.topic)
+                for _, records in items
+                for at in records
+            ]
         )
 
     def close(self) -> None:
         self._inner.close()
 
 
-class StockKafkaSink(DynamicSink[tuple[str, OutgoingRecord]]):
+class StockKafkaSink(DynamicSink[tuple[str, Sequence[OutgoingRecord]]]):
     """Bytewax's own sink, in place of ours: shows that the checks notice what it loses."""
 
     def __init__(self, bootstrap: str) -> None:

@@ -20,6 +20,7 @@ from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
 from connectors.settings import Settings
+from operators.write import by_part
 from tests.chaos.conftest import port_of_now
 from tests.headrace_process import headrace
 from tests.kafka.client import wait_for, write
@@ -54,7 +55,8 @@ class Relay:
         flow = Dataflow("relay")
         source = KafkaSource(self.bootstrap, ["in"], group_id="relay", stop=self.stop, epoch_s=0.1, progress=progress)
         taken = op.map("take", op.input("read", flow, source), self._take)
-        op.output("write", taken, KafkaSink(ReliableProducer(self.bootstrap), progress=progress))
+        batched = op.flat_map_batch("batch", taken, by_part)
+        op.output("write", batched, KafkaSink(ReliableProducer(self.bootstrap), progress=progress))
         cluster_main(flow, [], 0, epoch_interval=timedelta(seconds=0.09))
 
     def _take(self, record: Record) -> tuple[str, OutgoingRecord]:

@@ -23,6 +23,7 @@ from connectors.kafka.source import KafkaSource, Position
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
 from connectors.kafka.written import Written
+from operators.write import by_part
 from schemas.errors import HeadraceError
 
 
@@ -72,7 +73,7 @@ def build(options: Options, source: KafkaSource, sink: KafkaSink) -> Dataflow:
     stream = op.input("read", flow, source)
     for step in range(options.steps):
         stream = op.map(f"step_{step}", stream, identity)
-    op.output("write", op.map("outgoing", stream, outgoing), sink)
+    op.output("write", op.flat_map_batch("batch", op.map("outgoing", stream, outgoing), by_part), sink)
     return flow
 
 

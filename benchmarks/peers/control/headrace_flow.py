@@ -23,6 +23,7 @@ from operators.decode import consume
 from operators.dedup import DedupPolicy, dedup
 from operators.envelope import Envelope
 from operators.runtime import Runtime
+from operators.write import write
 from schemas.requests import RequestSubmitted
 
 FLOW = "control"
@@ -47,7 +48,7 @@ def build(runtime: Runtime, output: str) -> Dataflow:
     submitted = consume("submitted", flow, RequestSubmitted, runtime)
     known = dedup("dedup", submitted.oks, _identity, DedupPolicy())
     enriched = op.map_value("enrich", known.fresh, partial(_enriched, output=output))
-    op.output("write", enriched, runtime.topics.sink())
+    write("write", enriched, runtime)
     dead_letter("dlq", submitted.errs, runtime=runtime)
     return flow
 

@@ -13,6 +13,7 @@ from connectors.kafka.embedded import EmbeddedKafka
 from connectors.kafka.producer import ReliableProducer
 from connectors.kafka.record import OutgoingRecord, outgoing
 from schemas.cancellations import CancelRequested
+from schemas.errors import Fatal
 from tests.kafka.client import wait_for
 
 
@@ -64,12 +65,10 @@ def test_a_topic_that_may_not_be_read_does_not_pass_for_an_empty_one(monkeypatch
     with (
         capture_logs() as logs,
         CancellationReader("localhost:1", None, Cancellations()) as reader,
+        pytest.raises(Fatal, match=r"cancellations\.requested cannot be read: .*authorization"),
     ):
-        reader.wait(0.3)
-    assert [each["event"].split(";")[0] for each in logs] == [
-        "cancellations cannot be read",
-        "cancellations are not read to their end yet",
-    ]
+        reader.wait(10.0)
+    assert [each["event"].split(";")[0] for each in logs] == ["cancellations cannot be read"]
 
 
 def test_a_broker_that_is_gone_stops_neither_the_start_nor_the_end() -> None:
