@@ -8,7 +8,7 @@ Guarantee: none; the sink stays at-least-once, and this leaves out what is known
 often as it was found, from the same step (`ce_source`). What has no `ce_id` is always written, and so is all
 
 - on a topic that may not be read, which is logged;
-- beyond the first 500,000 records of a topic, or later than ten minutes after the restart, so that neither reading nor
+- beyond the first 500,000 records of a topic, or later than five minutes after the restart, so that neither reading nor
   memory is without bound: by then the flow has long made again what it was at;
 - on a broker that finds no records by time, as the embedded one.
 """
@@ -29,7 +29,7 @@ from schemas.errors import Fatal
 log = structlog.get_logger()
 
 _MOST = 500_000  # of a topic; 100 bytes of memory and 10 us each
-_REPLAY_S = 600.0
+_REPLAY_S = 300.0
 
 _Identity = tuple[str, bytes, bytes]  # topic, ce_source, ce_id
 WrittenSnapshot = tuple[int, float, tuple[str, ...]]  # version, from when on to read (Unix seconds), which topics

@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -27,6 +29,7 @@ from operators.write import write
 from schemas.requests import RequestSubmitted
 
 FLOW = "control"
+PROCESSES = 2
 
 
 def _identity(envelope: Envelope[RequestSubmitted]) -> str:
@@ -54,10 +57,10 @@ def build(runtime: Runtime, output: str) -> Dataflow:
 
 
 def main() -> None:
-    """Run it until SIGTERM; in a cluster of `PEERS_PROCESSES` processes, if there are to be several."""
-    count = int(os.environ.get("PEERS_PROCESSES", "1"))
-    if count > 1 and "HEADRACE_CLUSTER" not in os.environ:
-        _cluster(count)
+    """Run it until SIGTERM; with `PEERS_TOGETHER`, in two processes: `cluster` or `slices`."""
+    together = os.environ.get("PEERS_TOGETHER")
+    if together is not None and "PEERS_PART" not in os.environ:
+        _run_together(_cluster() if together == "cluster" else _slices())
         return
     output = Place.told().output
     settings = load()
@@ -71,19 +74,32 @@ def main() -> None:
     run.run_flows((FLOW,), settings, Stop())
 
 
-def _cluster(count: int) -> None:
-    """As many of this program, which run the flow together."""
+def _cluster() -> Iterator[dict[str, str]]:
+    """What makes each process one of a cluster."""
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        probes = [stack.enter_context(socket.socket()) for _ in range(PROCESSES)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         addresses = ",".join(f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes)
+    for number in range(PROCESSES):
+        yield {"HEADRACE_CLUSTER": addresses, "HEADRACE_CLUSTER_PROCESS": str(number)}
+
+
+def _slices() -> Iterator[dict[str, str]]:
+    """What makes each process a slice, with a directory of its own."""
+    for number in range(PROCESSES):
+        directory = str(Path(os.environ["HEADRACE_DATA_DIR"]) / str(number))
+        yield {"HEADRACE_SLICES": str(PROCESSES), "HEADRACE_SLICE": str(number), "HEADRACE_DATA_DIR": directory}
+
+
+def _run_together(parts: Iterator[dict[str, str]]) -> None:
+    """As many of this program, until SIGTERM."""
     processes = [
         subprocess.Popen(  # ourselves
             [sys.executable, "-m", "benchmarks.peers.control.headrace_flow"],
-            env=os.environ | {"HEADRACE_CLUSTER": addresses, "HEADRACE_CLUSTER_PROCESS": str(number)},
+            env=os.environ | part | {"PEERS_PART": str(number)},
         )
-        for number in range(count)
+        for number, part in enumerate(parts)
     ]
 
     def terminate(*_: object) -> None:

@@ -1,11 +1,13 @@
-"""Growth: what 4 and 16 times the events cost, in one process and in two; and a soak, in which memory must stay flat.
+"""Growth: what 4 and 16 times the events cost, in one process and in two, a cluster or slices; and a soak.
+
+Memory must stay flat in it.
 
 The work is the control section's. `plots/` gets a picture of each, by matplotlib in an environment of its own.
 """
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +23,11 @@ SYSTEMS = ("headrace",)
 EVENTS = 25_000
 QUICK_EVENTS = 1_000
 TIMES = (1, 4, 16)
-PROCESSES = (1, 2)
+WAYS: Mapping[str, Mapping[str, str]] = {
+    "one process": {},
+    "two slices": {"PEERS_TOGETHER": "slices"},
+    "a cluster of two": {"PEERS_TOGETHER": "cluster"},
+}
 PLOTS = HERE / "plots"
 WARM = 1 / 6  # of a soak
 FLAT = 0.05
@@ -30,22 +36,22 @@ LINEAR = 1.2
 
 @dataclass(frozen=True)
 class Size:
-    """One size, in so many processes."""
+    """One size, run one way."""
 
     times: int
     events: int
-    processes: int
+    way: str
     events_s: float
     cpu_s_per_100k: float
     peak_rss_mb: float
 
     @classmethod
-    def of(cls, times: int, count: int, processes: int, run: Whole) -> "Size":
+    def of(cls, times: int, count: int, way: str, run: Whole) -> "Size":
         """As it was measured."""
         return cls(
             times,
             count,
-            processes,
+            way,
             round(run.events_s),
             round(run.cpu_s_per_100k, 2),
             round(run.peak_rss_mb, 1),
@@ -54,9 +60,9 @@ class Size:
 
 def table(sizes: Sequence[Size]) -> str:
     """As text."""
-    rows = ["   events  processes  events/s  CPU s per 100,000  peak RSS MB"]
+    rows = ["   events               way  events/s  CPU s per 100,000  peak RSS MB"]
     rows += [
-        f"{each.events:9,}  {each.processes:9}  {each.events_s:8,.0f}  {each.cpu_s_per_100k:17.2f}  "
+        f"{each.events:9,}  {each.way:>16}  {each.events_s:8,.0f}  {each.cpu_s_per_100k:17.2f}  "
         f"{each.peak_rss_mb:11.1f}"
         for each in sizes
     ]
@@ -67,20 +73,20 @@ def measure(request: Request) -> Findings:
     """All sizes, then the soak."""
     base = request.events or (QUICK_EVENTS if request.quick else EVENTS)
     sizes = [
-        Size.of(times, base * times, processes, run)
+        Size.of(times, base * times, way, run)
         for times in TIMES
-        for processes, run in _of_size(request, base * times).items()
+        for way, run in _of_size(request, base * times).items()
     ]
     request.say(f"growth\n{table(sizes)}")
     figures: dict[str, object] = {}
     for each in sizes:
-        name = f"headrace.{each.times}x.{each.processes}"
+        name = f"headrace.{each.times}x.{each.way.replace(' ', '_')}"
         figures |= {
             f"{name}.events_s": each.events_s,
             f"{name}.cpu_s_per_100k": each.cpu_s_per_100k,
             f"{name}.peak_rss_mb": each.peak_rss_mb,
         }
-    alone = [each for each in sizes if each.processes == 1]
+    alone = [each for each in sizes if each.way == "one process"]
     ratio = alone[-1].cpu_s_per_100k / alone[0].cpu_s_per_100k
     figures["headrace.cpu_per_event_16x_to_1x"] = round(ratio, 2)
     aims = [Aim("headrace.cpu_per_event_16x_to_1x", f"{LINEAR} at most: cost grows with the work", met=ratio <= LINEAR)]
@@ -101,7 +107,7 @@ def measure(request: Request) -> Findings:
     return Findings(figures, aims)
 
 
-def _of_size(request: Request, count: int) -> dict[int, Whole]:
+def _of_size(request: Request, count: int) -> dict[str, Whole]:
     directory = request.directory / str(count)
     directory.mkdir()
     broker = ApacheKafka(directory / "kafka")
@@ -109,10 +115,10 @@ def _of_size(request: Request, count: int) -> dict[int, Whole]:
     try:
         bench = Bench(broker, events(count), directory)
         system = SYSTEMS_BY_NAME["headrace"]
-        found: dict[int, Whole] = {}
-        for processes in PROCESSES:
-            found[processes] = whole(bench, system, {"PEERS_PROCESSES": str(processes)})
-            request.say(f"{count:,} events in {processes}: {found[processes]}")
+        found: dict[str, Whole] = {}
+        for way, told in WAYS.items():
+            found[way] = whole(bench, system, told)
+            request.say(f"{count:,} events, {way}: {found[way]}")
         return found
     finally:
         broker.stop()

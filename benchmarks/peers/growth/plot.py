@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -11,7 +12,7 @@ mpl.use("agg")
 DPI = 80
 
 
-def draw_growth(sizes: list[dict[str, float]], target: Path) -> None:
+def draw_growth(sizes: list[dict[str, Any]], target: Path) -> None:
     """CPU per event, rate and memory by the number of events."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
     shown = (
@@ -20,10 +21,9 @@ def draw_growth(sizes: list[dict[str, float]], target: Path) -> None:
         ("peak_rss_mb", "peak resident memory, MB"),
     )
     for axis, (name, title) in zip(axes, shown, strict=True):
-        for processes in sorted({each["processes"] for each in sizes}):
-            of = [each for each in sizes if each["processes"] == processes]
-            label = f"{processes:.0f} process{'es' if processes > 1 else ''}"
-            axis.plot([each["events"] for each in of], [each[name] for each in of], marker="o", label=label)
+        for way in dict.fromkeys(each["way"] for each in sizes):
+            of = [each for each in sizes if each["way"] == way]
+            axis.plot([each["events"] for each in of], [each[name] for each in of], marker="o", label=way)
         axis.set(title=title, xlabel="events", xscale="log")
         axis.set_ylim(bottom=0)
         axis.legend()
