@@ -173,7 +173,7 @@ def run_flows(
         runs = []
         for name in names:
             pressure, progress = Pressure(), health.flows[name]
-            topics = KafkaTopics(producer, settings, name, stop, pressure, progress, directories[name].begun_s)
+            topics = KafkaTopics(producer, settings, name, stop, pressure, progress)
             runtime = Runtime(
                 topics,
                 loop,

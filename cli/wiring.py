@@ -26,7 +26,6 @@ from connectors.kafka.progress import Progress
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.stop import Stop
-from connectors.kafka.written import Written
 from connectors.ledger.off import NoLedger
 from connectors.ledger.patient import PatientLedger
 from connectors.ledger.port import Ledger
@@ -70,7 +69,6 @@ class KafkaTopics:
         stop: Stop,
         pressure: Pressure,
         progress: Progress | None = None,
-        begun_s: float | None = None,
     ) -> None:
         self._progress = progress or Progress(flow)
         self._pressure = pressure
@@ -79,7 +77,6 @@ class KafkaTopics:
         self._group_id = group_of(flow, settings)
         self._slice = slice_of(flow, settings)
         self._stop = stop
-        self._written = Written(bootstrap_of(settings), settings.kafka_config(), begun_s=begun_s)
 
     def source(self, event: type[Event]) -> KafkaSource:
         """The topic of `event`."""
@@ -101,7 +98,7 @@ class KafkaTopics:
 
     def sink(self, delivered: Delivered | None = None) -> KafkaSink:
         """Any topic."""
-        return KafkaSink(self._producer, delivered, progress=self._progress, written=self._written)
+        return KafkaSink(self._producer, delivered, progress=self._progress)
 
 
 class Connectors:

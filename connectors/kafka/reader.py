@@ -6,7 +6,6 @@ comes later is not. Nothing is committed, and no group is joined. Memory: librdk
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -90,31 +89,9 @@ class TopicReader:
             low, high = ends.get(place, (0, 0))
             if low < start <= high:
                 ends[place] = (start, high)
-        yield from self._read(ends)
-
-    def since(self, topic: str, moment: datetime) -> Iterator[Record]:
-        """What is in `topic`, which must exist, from the first record of each partition that is of `moment` or later.
-
-        Nothing, on a broker that cannot find records by their time. Raises as records() does.
-        """
         try:
-            ends = dict(self._ends([topic]))
-            moment_ms = int(moment.timestamp() * 1000)
-            asked = [TopicPartition(topic, partition, moment_ms) for _, partition in ends]
-            found = self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
-        except KafkaException as error:
-            raise self._unreachable(cause(error)) from error
-        for each in found:
-            if each.error is not None:
-                raise self._unreachable(each.error)
-        starts = {(topic, each.partition): each.offset for each in found if each.offset >= 0}
-        yield from self._read({place: (start, ends[place][1]) for place, start in starts.items()})
-
-    def _read(self, ranges: Mapping[tuple[str, int], tuple[int, int]]) -> Iterator[Record]:
-        """The records of these offsets: from the first to before the second."""
-        try:
-            self._consumer.assign([TopicPartition(*place, low) for place, (low, _) in ranges.items()])
-            yield from self._until({place: high for place, (low, high) in ranges.items() if low < high})
+            self._consumer.assign([TopicPartition(*place, low) for place, (low, _) in ends.items()])
+            yield from self._until({place: high for place, (low, high) in ends.items() if low < high})
         finally:
             if self._entered is not None:  # an abandoned generator may end after its reader
                 self._entered.unassign()

@@ -58,7 +58,6 @@ class RecoveryDirectory:
         self._process = process
         self._of = of
         self._lock: int | None = None
-        self._is_new = False
 
     def __enter__(self) -> Self:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,12 +111,6 @@ class RecoveryDirectory:
         return file.read_text()
 
     @property
-    def begun_s(self) -> float | None:
-        """When the flow first started on it (Unix seconds); None if that is now. Only once entered."""
-        file = self._path / "of"
-        return None if self._is_new or not file.exists() else file.stat().st_mtime
-
-    @property
     def _store(self) -> Path:
         return self._path / "snapshots"
 
@@ -128,8 +121,7 @@ class RecoveryDirectory:
     def _check_whose(self) -> None:
         """Refuse the state of another slice: it has read other messages, and knows other tenants."""
         file = self._path / "of"
-        self._is_new = not self._has_partitions()
-        if self._is_new:
+        if not self._has_partitions():
             file.write_text(self._of)
         found = file.read_text() if file.exists() else ""  # a directory of before there were slices
         if found != self._of:

@@ -1,8 +1,7 @@
 """Write a flow's records so that none is lost without a word: a snapshot waits until the broker has acknowledged them.
 
 Guarantee: at-least-once, in produce order per key for everything that shares a ReliableProducer. A record that cannot
-be delivered raises and stops the flow before the snapshot that would have skipped it. After a kill, what is known to
-be on its topic already is not written again (`written.py`).
+be delivered raises and stops the flow before the snapshot that would have skipped it.
 """
 
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from connectors.kafka.port import SINK_PARTS, Delivered
 from connectors.kafka.producer import Outbox, ReliableProducer
 from connectors.kafka.progress import Progress
 from connectors.kafka.record import OutgoingRecord
-from connectors.kafka.written import Written, WrittenSnapshot
 
 
-class KafkaSink(FixedPartitionedSink[Sequence[OutgoingRecord], WrittenSnapshot | None]):
+class KafkaSink(FixedPartitionedSink[Sequence[OutgoingRecord], None]):
     """Writes batches of records to the topics that they name; a batch's key is the number of its part.
 
     A FixedPartitionedSink, because with recovery on, bytewax does not wait for a DynamicSink: at a clean end a long
@@ -29,10 +27,8 @@ class KafkaSink(FixedPartitionedSink[Sequence[OutgoingRecord], WrittenSnapshot |
         delivered: Delivered | None = None,
         *,
         progress: Progress | None = None,
-        written: Written | None = None,
     ) -> None:
         self._producer = producer
-        self._written = written
         self._progress = progress
         self._delivered = delivered
 
@@ -44,30 +40,25 @@ class KafkaSink(FixedPartitionedSink[Sequence[OutgoingRecord], WrittenSnapshot |
         """The part of that number."""
         return int(item_key)
 
-    def build_part(self, step_id: str, for_part: str, resume_state: WrittenSnapshot | None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
-        """What was not acknowledged before the snapshot comes again from upstream."""
-        if self._written is not None and resume_state is not None:  # None: of a release that wrote it again
-            self._written.resume(resume_state)
-        return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress, self._written)
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_KafkaSinkPartition":  # noqa: ARG002  # bytewax names them
+        """Nothing to resume: what was not acknowledged before the snapshot comes again from upstream."""
+        return _KafkaSinkPartition(self._producer.outbox(), self._delivered, self._progress)
 
 
-class _KafkaSinkPartition(StatefulSinkPartition[Sequence[OutgoingRecord], WrittenSnapshot | None]):
-    def __init__(
-        self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None, written: Written | None
-    ) -> None:
+class _KafkaSinkPartition(StatefulSinkPartition[Sequence[OutgoingRecord], None]):
+    def __init__(self, outbox: Outbox, delivered: Delivered | None, progress: Progress | None) -> None:
         self._outbox = outbox
-        self._written = written
         self._progress = progress
         self._delivered = delivered
         self._sent: list[OutgoingRecord] = []  # since the last flush, if anybody wants to know
 
     def write_batch(self, values: list[Sequence[OutgoingRecord]]) -> None:
         records = [record for batch in values for record in batch]
-        self._outbox.send(*(records if self._written is None else self._written.left(records)))
+        self._outbox.send(*records)
         if self._delivered is not None:
             self._sent += records
 
-    def snapshot(self) -> WrittenSnapshot | None:
+    def snapshot(self) -> None:
         """Wait for the broker. At the end as well, which is why there is no close().
 
         Bytewax closes while it unwinds from a failure, too, and to raise again there aborts the process (SIGABRT).
@@ -78,4 +69,3 @@ class _KafkaSinkPartition(StatefulSinkPartition[Sequence[OutgoingRecord], Writte
             self._sent = []
         if self._progress is not None:
             self._progress.flushed()
-        return None if self._written is None else self._written.snapshot()

@@ -34,8 +34,9 @@ def test_nothing_is_lost_or_paid_twice_under_kills_broker_restart_and_model_outa
 
 
 @pytest.mark.slow
-def test_without_the_ledger_the_harness_reports_second_bills(tmp_path: Path) -> None:
+def test_without_the_ledger_the_harness_reports_second_bills_and_second_results(tmp_path: Path) -> None:
     report = run_chaos(replace(SHORT, ledger=False, broker_restarts=0, outage_s=0.0), tmp_path, print)
+    assert report.verdict.violations.keys() >= {"duplicate_results"}
     assert report.verdict.duplicate_calls_outside_window + report.verdict.paid_after_commit > 0
 
 

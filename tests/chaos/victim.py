@@ -32,7 +32,6 @@ from connectors.event_loop import EventLoop
 from connectors.kafka import sink, source
 from connectors.kafka.port import Delivered
 from connectors.kafka.record import OutgoingRecord, Record
-from connectors.kafka.written import WrittenSnapshot
 from connectors.ledger.port import Attempt, Claim, ClaimOutcome, Failure, JobRecord, Known, Ledger, Usage
 from connectors.llm.port import LLM, Completion, Delta, Prompt
 from connectors.settings import Settings, load
@@ -211,10 +210,9 @@ def make_partitions_mortal(killer: Killer) -> None:
     )
     said = False
 
-    def after_flush(self: sink._KafkaSinkPartition) -> WrittenSnapshot | None:
-        snapshot = flushed(self)
+    def after_flush(self: sink._KafkaSinkPartition) -> None:
+        flushed(self)
         killer.passing("after-sink")
-        return snapshot
 
     def at_position(self: source._KafkaPartition) -> tuple[int, int]:
         killer.passing("during-snapshot")

@@ -22,7 +22,6 @@ from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource, Position
 from connectors.kafka.stop import Stop
 from connectors.kafka.topics import ensure_reachable
-from connectors.kafka.written import Written
 from operators.write import by_part
 from schemas.errors import HeadraceError
 
@@ -66,8 +65,7 @@ def build(options: Options, source: KafkaSource, sink: KafkaSink) -> Dataflow:
 
     def outgoing(record: Record) -> tuple[str, OutgoingRecord]:
         key = record.key or b""
-        headers = (*record.headers, ("ce_id", record.origin.encode()))
-        return key.decode(), OutgoingRecord(options.sink, key, record.value or b"", headers)
+        return key.decode(), OutgoingRecord(options.sink, key, record.value or b"", record.headers)
 
     flow = Dataflow("relay")
     stream = op.input("read", flow, source)
@@ -88,9 +86,8 @@ def run(options: Options, stop: Stop) -> None:
         source.trace_to(Path(options.resumed_at))
     producer = ReliableProducer(options.bootstrap, delivery_timeout_s=options.delivery_timeout_s)
     with RecoveryDirectory(Path(options.recovery)) as recovery:
-        sink = KafkaSink(producer, written=Written(options.bootstrap, begun_s=recovery.begun_s))
         cluster_main(
-            build(options, source, sink),
+            build(options, source, KafkaSink(producer)),
             [],
             0,
             epoch_interval=timedelta(seconds=options.epoch_s),

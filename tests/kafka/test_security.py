@@ -18,13 +18,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its documen
     ResourcePatternType,
     ResourceType,
 )
-from structlog.testing import capture_logs
 
-from connectors.kafka.producer import ReliableProducer
-from connectors.kafka.record import OutgoingRecord
 from connectors.kafka.topics import TopicSpec, create_topics
-from connectors.kafka.written import Written
-from connectors.settings import load
 from schemas.topics import CATALOGUE, dead_letter_topics
 from tests.certificates import Authority
 from tests.gateway.running import RunningGateway, until
@@ -272,37 +267,6 @@ def granted(who: str) -> Iterator[AclBinding]:
                     AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).upper()],
                     AclPermissionType.ALLOW,
                 )
-
-
-def test_where_flows_may_write_and_not_read_a_crash_repeats_and_says_so(
-    kafka: SecureKafka, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    topic = "usage.windows"
-    describe_and_write = AclBinding(
-        ResourceType.TOPIC,
-        topic,
-        ResourcePatternType.LITERAL,
-        "User:flows",
-        "*",
-        AclOperation.WRITE,
-        AclPermissionType.ALLOW,
-    )
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    admin.create_acls([describe_and_write])[describe_and_write].result(30)
-    event = OutgoingRecord(topic, b"key", b"{}", (("ce_id", b"1"),))
-    began = time.time()
-    outbox = ReliableProducer(kafka.bootstrap).outbox()
-    outbox.send(event)
-    outbox.flush()
-    for name, value in {**kafka.variables, "HEADRACE_KAFKA_USERNAME": "flows"}.items():
-        monkeypatch.setenv(name, value)
-    written = Written(kafka.at("SASL_SSL"), load().kafka_config())
-    written.resume((1, began, (topic,)))
-    with capture_logs() as logs:
-        assert written.left([event]) == [event]
-    (line,) = logs
-    assert line["log_level"] == "warning"
-    assert line["topic"] == topic
 
 
 @pytest.fixture
