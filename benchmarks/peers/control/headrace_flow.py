@@ -37,12 +37,7 @@ def _identity(envelope: Envelope[RequestSubmitted]) -> str:
 
 
 def _enriched(envelope: Envelope[RequestSubmitted], output: str) -> OutgoingRecord:
-    body = envelope.body
-    headers = (
-        ("ce_id", body.key_bytes),
-        ("ce_source", b"headrace/control.enrich"),
-    )  # as every event of a flow has them
-    return OutgoingRecord(output, body.key_bytes, enrich(body), headers)
+    return OutgoingRecord(output, envelope.body.key_bytes, enrich(envelope.body))
 
 
 def build(runtime: Runtime, output: str) -> Dataflow:
