@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 mpl.use("agg")
 DPI = 80
@@ -25,6 +26,7 @@ def draw_growth(sizes: list[dict[str, Any]], target: Path) -> None:
             of = [each for each in sizes if each["way"] == way]
             axis.plot([each["events"] for each in of], [each[name] for each in of], marker="o", label=way)
         axis.set(title=title, xlabel="events", xscale="log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(bottom=0)
         axis.legend()
         axis.grid(alpha=0.3)
