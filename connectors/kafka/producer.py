@@ -111,11 +111,7 @@ class Outbox:
         self._raise_failure()
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:  # as a rule; one for each record, so spelled out
-            with self._lock:
-                self._pending -= 1
-        else:
-            self._settle(self._failure(message.topic() or "", error, len(message)))
+        self._settle(None if error is None else self._failure(message.topic() or "", error, len(message)))
 
     def _settle(self, failure: HeadraceError | None, *, count: int = 1) -> None:
         with self._lock:

@@ -47,6 +47,10 @@ _EPOCH_BYTES = 64 * 1024 * 1024
 _RECORD_OVERHEAD_BYTES = 1000  # a Record's own objects
 
 
+def _size(record: Record) -> int:
+    return _RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
+
+
 class _Taken(NamedTuple):
     """What the flow takes at once."""
 
@@ -59,7 +63,6 @@ class _Buffer:
 
     def __init__(self, next_offset: int) -> None:
         self.records: deque[Record] = deque()
-        self._sizes: deque[int] = deque()  # of the records
         self.bytes = 0
         self.next_offset = next_offset  # of the next record to put in
         self.paused = False
@@ -69,15 +72,12 @@ class _Buffer:
         if record.offset < self.next_offset:  # fetched again after a pause
             return
         self.next_offset = record.offset + 1
-        size = _RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
         self.records.append(record)
-        self._sizes.append(size)
-        self.bytes += size
+        self.bytes += _size(record)
 
     def take(self, limit: int) -> "_Taken":
-        count = min(limit, len(self.records))
-        taken = [self.records.popleft() for _ in range(count)]
-        size = sum(self._sizes.popleft() for _ in range(count))
+        taken = [self.records.popleft() for _ in range(min(limit, len(self.records)))]
+        size = sum(map(_size, taken))
         self.bytes -= size
         return _Taken(taken, size)
 

@@ -60,7 +60,7 @@ def identity(record: Record) -> Record:
     return record
 
 
-def build(options: Options, source: KafkaSource, sink: KafkaSink) -> Dataflow:
+def build(options: Options, source: KafkaSource, producer: ReliableProducer) -> Dataflow:
     """Source ─► step ─► ... ─► step ─► sink."""
 
     def outgoing(record: Record) -> tuple[str, OutgoingRecord]:
@@ -71,7 +71,8 @@ def build(options: Options, source: KafkaSource, sink: KafkaSink) -> Dataflow:
     stream = op.input("read", flow, source)
     for step in range(options.steps):
         stream = op.map(f"step_{step}", stream, identity)
-    op.output("write", op.flat_map_batch("batch", op.map("outgoing", stream, outgoing), by_part), sink)
+    batched = op.flat_map_batch("batch", op.map("outgoing", stream, outgoing), by_part)
+    op.output("write", batched, KafkaSink(producer))
     return flow
 
 
@@ -87,7 +88,7 @@ def run(options: Options, stop: Stop) -> None:
     producer = ReliableProducer(options.bootstrap, delivery_timeout_s=options.delivery_timeout_s)
     with RecoveryDirectory(Path(options.recovery)) as recovery:
         cluster_main(
-            build(options, source, KafkaSink(producer)),
+            build(options, source, producer),
             [],
             0,
             epoch_interval=timedelta(seconds=options.epoch_s),
