@@ -105,5 +105,5 @@ def test_control_counts_what_arrives_of_headrace_and_of_a_loop_by_hand() -> None
         wanted = {"events_s", "cpu_s_per_100k", "peak_rss_mb", "arrived", "lost", "repeated"}
         assert figures.keys() >= {f"control.{system}.{name}" for name in wanted}
     assert figures["control.headrace.lost"] == 0
-    unique, repeated = figures["control.unique_ids"], figures["control.headrace.repeated"]
+    unique, repeated = figures["control.killed.unique_ids"], figures["control.headrace.repeated"]
     assert figures["control.headrace.arrived"] == unique + repeated

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
@@ -40,6 +41,7 @@ DONE_S = 75.0
 QUIET_S = 12.0  # without a result, after which no more are expected; more than any system's commit interval
 _LOOK_S = 0.1
 
+F = TypeVar("F")
 Command = Callable[[Path, Place], list[str]]
 
 
@@ -317,31 +319,13 @@ def measure(request: Request) -> Findings:
     """Rounds of all systems, alternately; then rounds in which each one is killed."""
     chosen = [system for system in SYSTEMS_BY_NAME.values() if request.wants(system.name)]
     figures: dict[str, object] = {}
-    wholes: dict[str, list[Whole]] = {}
-    kills: dict[str, list[Killed]] = {}
     count = request.events or (QUICK_EVENTS if request.quick else EVENTS)
-    request.say(f"making {count:,} events")
-    load = events(count)
-    broker = ApacheKafka(request.directory / "kafka")
-    broker.create()
-    try:
-        bench = Bench(broker, load, request.directory)
-        left = [system for system in chosen if _available(system, figures, request)]
-        for number in range(1 if request.quick else request.rounds):
-            for system in tuple(left):
-                try:
-                    found = whole(bench, system)
-                except Unavailable as error:
-                    _give_up(system, error, figures, request)
-                    left.remove(system)
-                    continue
-                wholes.setdefault(system.name, []).append(found)
-                request.say(f"round {number + 1}: {system.name}: {found}")
-    finally:
-        broker.stop()
     fewer = min(count, KILLED_EVENTS)
-    _kill(left, fewer, request, kills, figures)
-    figures |= {"events": count, "unique_ids": len(load.ids), "malformed": load.malformed, "killed.events": fewer}
+    left = [system for system in chosen if _available(system, figures, request)]
+    rounds, kill_rounds = (1, 1) if request.quick else (request.rounds, KILLS)
+    wholes = _in_rounds(left, rounds, whole, count, request, request.directory, figures)
+    left = [system for system in left if system.name in wholes]
+    kills = _in_rounds(left, kill_rounds, killed, fewer, request, request.directory / "killed", figures)
     for name, runs in wholes.items():
         figures |= {
             f"{name}.events_s": round(median(run.events_s for run in runs)),
@@ -361,48 +345,51 @@ def measure(request: Request) -> Findings:
     return Findings(figures, _aims(wholes, kills, figures))
 
 
-def _kill(
+def _in_rounds(  # one call, by position, beside the other
     systems: Sequence[System],
+    rounds: int,
+    run: Callable[[Bench, System], F],
     count: int,
     request: Request,
-    kills: dict[str, list[Killed]],
+    directory: Path,
     figures: dict[str, object],
-) -> None:
-    """Rounds in which each system is killed once."""
-    directory = request.directory / "killed"
-    directory.mkdir()
+) -> dict[str, list[F]]:
+    """What each system did, in turns, on a broker of their own; one that cannot is in no further round."""
+    what = run.__name__
+    found: dict[str, list[F]] = {}
+    left = list(systems)
+    request.say(f"making {count:,} events")
+    load = events(count)
+    directory.mkdir(exist_ok=True)
     broker = ApacheKafka(directory / "kafka")
     broker.create()
     try:
-        bench = Bench(broker, events(count), directory)
-        left = list(systems)
-        for number in range(1 if request.quick else KILLS):
+        bench = Bench(broker, load, directory)
+        for number in range(rounds):
             for system in tuple(left):
                 try:
-                    found = killed(bench, system)
+                    one = run(bench, system)
                 except Unavailable as error:
-                    figures[f"{system.name}.kill_unavailable"] = str(error)
-                    request.say(f"{system.name}: after a kill: {error}")
+                    figures[f"{system.name}.{what}_failed"] = str(error)
+                    request.say(f"{what}: {system.name} is left out: {error}")
                     left.remove(system)
                     continue
-                kills.setdefault(system.name, []).append(found)
-                request.say(f"kill {number + 1}: {system.name}: {found}")
+                found.setdefault(system.name, []).append(one)
+                request.say(f"{what}, round {number + 1}: {system.name}: {one}")
     finally:
         broker.stop()
+    figures |= {f"{what}.events": count, f"{what}.unique_ids": len(load.ids), f"{what}.malformed": load.malformed}
+    return found
 
 
 def _available(system: System, figures: dict[str, object], request: Request) -> bool:
     try:
         figures[f"{system.name}.versions"] = versions_in(system.environment, *system.packages)
     except Unavailable as error:
-        _give_up(system, error, figures, request)
+        figures[f"{system.name}.unavailable"] = str(error)
+        request.say(f"{system.name} is left out: {error}")
         return False
     return True
-
-
-def _give_up(system: System, error: Unavailable, figures: dict[str, object], request: Request) -> None:
-    figures[f"{system.name}.unavailable"] = str(error)
-    request.say(f"{system.name} is left out: {error}")
 
 
 _RATIOS: Sequence[tuple[str, float]] = (("quixstreams", 2.0), ("faust", 5.0), ("bytewax", 2.0), ("by_hand", 0.4))
