@@ -108,7 +108,7 @@ STATE_SECONDS = Histogram(
 
 DOUBLINGS = 30  # of a backoff: more mean nothing, and a thousand are no float any more
 OVERSHOOT = 512  # what sources have handed on before they see the pressure: 64 records of each of 8 partitions
-CLUSTER_OVERSHOOT = 16_384  # in a cluster, whose sources hear of it later: an epoch's 1,000 records of 16 partitions
+CLUSTER_OVERSHOOT = 16_384  # in a cluster, whose sources hear of it by a message: more than they read meanwhile
 LANES = 16  # more than a flow has workers; each busy lane costs one wake-up per POLL
 POLL = timedelta(milliseconds=10)  # how soon a lane looks for results; doubled while there are none ...
 POLL_CAP = timedelta(milliseconds=50)  # ... to what is little for a call of seconds, and a fifth of the wake-ups

@@ -1,5 +1,6 @@
 """Fixtures: the broker, topics of a test's own, and relay flows as processes."""
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from connectors.kafka.topics import TopicSpec, create_topics
+from tests.headrace_process import PlainClient, headrace
 from tests.kafka.apache_kafka import ApacheKafka, missing_tools
 from tests.kafka.relay import Relay, relays
 
@@ -37,6 +39,16 @@ def new_topic(kafka: ApacheKafka) -> Callable[..., str]:
         return name
 
     return create
+
+
+@pytest.fixture
+def client(kafka: ApacheKafka) -> PlainClient:
+    """A client on a broker with the catalogue, all topics empty."""
+    created = headrace("topics", "create", "--bootstrap", kafka.bootstrap, "--partitions", "4", "--json")
+    assert created.returncode == 0, created.stderr
+    client = PlainClient(kafka.bootstrap)
+    client.empty(json.loads(created.stdout)["existing"])
+    return client
 
 
 @pytest.fixture

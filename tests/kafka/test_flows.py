@@ -19,16 +19,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]  # each starts flows 
 
 
 @pytest.fixture
-def client(kafka: ApacheKafka) -> PlainClient:
-    """A client on a broker with the catalogue, all topics empty."""
-    created = headrace("topics", "create", "--bootstrap", kafka.bootstrap, "--partitions", "4", "--json")
-    assert created.returncode == 0, created.stderr
-    client = PlainClient(kafka.bootstrap)
-    client.empty(json.loads(created.stdout)["existing"])
-    return client
-
-
-@pytest.fixture
 def variables(kafka: ApacheKafka, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "files").mkdir()
     return {
@@ -225,28 +215,28 @@ def test_after_kill_9_every_accepted_document_is_indexed(
 
 
 @pytest.fixture
-def running_ingest(client: PlainClient, variables: dict[str, str], tmp_path: Path) -> Iterator[RunningFlows]:
+def running_index(client: PlainClient, variables: dict[str, str], tmp_path: Path) -> Iterator[RunningFlows]:
     del client
-    with RunningFlows("ingest", log=tmp_path / "log", **variables) as flows:
+    with RunningFlows("index", log=tmp_path / "log", **variables) as flows:
         yield flows
 
 
 def test_a_second_opener_of_the_embedded_index_is_told_to_use_a_server(
-    running_ingest: RunningFlows, variables: dict[str, str]
+    running_index: RunningFlows, variables: dict[str, str]
 ) -> None:
     refused = headrace("run", "answer", **variables)
     assert refused.returncode == 1
     (line,) = refused.stderr.strip().splitlines()
     assert "HEADRACE_QDRANT_URL" in line
     assert "headrace run ingest answer" in line
-    assert running_ingest.process.poll() is None
+    assert running_index.process.poll() is None
 
 
 def test_a_second_process_on_a_recovery_directory_refuses_to_start(
-    running_ingest: RunningFlows, variables: dict[str, str]
+    running_index: RunningFlows, variables: dict[str, str]
 ) -> None:
-    refused = headrace("run", "ingest", **variables)
+    refused = headrace("run", "index", **variables)
     assert refused.returncode == 1
     (line,) = refused.stderr.strip().splitlines()
     assert "is in use by another process" in line
-    assert running_ingest.process.poll() is None
+    assert running_index.process.poll() is None

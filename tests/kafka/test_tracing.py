@@ -25,15 +25,6 @@ PRODUCERS_SPAN = "b7ad6b7169203331"
 
 
 @pytest.fixture
-def client(kafka: ApacheKafka) -> PlainClient:
-    created = headrace("topics", "create", "--bootstrap", kafka.bootstrap, "--partitions", "2", "--json")
-    assert created.returncode == 0, created.stderr
-    client = PlainClient(kafka.bootstrap)
-    client.empty(json.loads(created.stdout)["existing"])
-    return client
-
-
-@pytest.fixture
 def collector() -> Iterator[Collector]:
     with collecting() as collector:
         yield collector

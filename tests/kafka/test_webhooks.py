@@ -15,15 +15,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def client(kafka: ApacheKafka) -> PlainClient:
-    created = headrace("topics", "create", "--bootstrap", kafka.bootstrap, "--partitions", "4", "--json")
-    assert created.returncode == 0, created.stderr
-    client = PlainClient(kafka.bootstrap)
-    client.empty(json.loads(created.stdout)["existing"])
-    return client
-
-
-@pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with receiving() as receiver:
         yield receiver
