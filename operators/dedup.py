@@ -7,9 +7,9 @@ overflowed since: then it is new again, which what stands behind must bear.
 State, by hash bucket, in two steps. `recent` has the last few ids of a bucket, and is written with each snapshot in
 which one was added; when they are enough for a segment, it hands them to `kept`, which has all others, in two
 generations of which the older one is forgotten in time, and is written only then. One step for both would write all
-ids again and again, or need a thousand buckets, each of which costs a call for each message and a row of each snapshot
-(measured: a sixth of what an event cost in all). Never one key per id: bytewax keeps some 800 bytes for each, and restores many of them slowly. An id costs
-about 90 bytes of memory and 16 of snapshot. Dead letters: none.
+ids again and again, or need a thousand buckets, each of which costs a call for each message and a row of each
+snapshot (measured: a sixth of what an event cost in all). Never one key per id: bytewax keeps some 800 bytes for
+each, and restores many of them slowly. An id costs about 90 bytes of memory and 16 of snapshot. Dead letters: none.
 """
 
 from collections.abc import Callable, Collection, Iterator

@@ -1,15 +1,10 @@
 """What `headrace dlq` refuses before it asks a broker, and what it says without one."""
 
-import socket
-import time
-from collections.abc import Iterator
-
 import pytest
 from click.testing import CliRunner
 
 from cli.dlq import dlq
 from cli.text import columns, cut, printable
-from tests.headrace_process import headrace
 
 ID = "cbfa0eb3-5dd9-583b-9205-8f7c0ab1bbd2"
 
@@ -40,24 +35,6 @@ def test_what_cannot_be_meant_is_a_usage_error(
     refused = CliRunner().invoke(dlq, arguments)
     assert refused.exit_code == 2
     assert says in refused.stderr
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address that refuses, and that nobody else can take."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{taken.getsockname()[1]}"
-
-
-@pytest.mark.parametrize("arguments", [["list"], ["show", ID], ["redrive", "--everything"]])
-def test_an_unreachable_broker_is_one_line_within_15_seconds(arguments: list[str], nobody: str) -> None:
-    began = time.monotonic()
-    refused = headrace("dlq", *arguments, "--bootstrap", nobody)
-    assert time.monotonic() - began < 15
-    assert refused.returncode == 1
-    assert nobody in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_what_strangers_sent_cannot_command_a_terminal() -> None:
