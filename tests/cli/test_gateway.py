@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -34,11 +33,11 @@ def test_sigterm_ends_streams_at_once_and_the_process_with_0(kafka: EmbeddedKafk
         job_id = gateway.ready().ask()
         with gateway.client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
             assert stream.status_code == 200
-            began = time.monotonic()
             assert gateway.terminate() == 0
-            assert time.monotonic() - began < 4.0
             assert "event: end" not in stream.read().decode()  # the job goes on: the client comes back
-        assert "Traceback" not in gateway.log.read_text()
+        said = gateway.log.read_text()
+        assert "shutdown exceeded" not in said  # as uvicorn says when it has cut off what did not end by itself
+        assert "Traceback" not in said
 
 
 def test_a_log_that_cannot_be_written_neither_breaks_requests_nor_keeps_it_from_ending(

@@ -116,7 +116,7 @@ class Process:
         """As cancelled, soon, and as nothing else."""
         began = time.monotonic()
         self.wait_for_state(JobState.CANCELLED, job_id)
-        assert time.monotonic() - began < 4.0  # 1 s by design, and two busy cores
+        assert time.monotonic() - began < 30.0  # 1 s by design; its backoff is ten minutes
         (status,) = (each for each in self.statuses(job_id) if each.state is JobState.CANCELLED)
         assert (status.detail, status.tenant) == ("not needed", "acme")
         assert job_id not in self.results()

@@ -334,7 +334,7 @@ def test_a_receiver_that_hangs_holds_up_nobody_else(broker: EmbeddedKafka, recei
 
     receiver.answers["/dead"] = hang
     dead = receiver.url("/dead", host="dead.example.org")
-    with Running(broker, tmp_path / "state", waits_s=NEVER, timeout_s=5.0):
+    with Running(broker, tmp_path / "state", waits_s=NEVER, timeout_s=15.0):
         produce(broker, *(result(dead, f"dead {n}", "patient") for n in range(300)))
         receiver.wait_for(8, "/dead")
         began = time.monotonic()
@@ -342,7 +342,7 @@ def test_a_receiver_that_hangs_holds_up_nobody_else(broker: EmbeddedKafka, recei
         receiver.wait_for(20, "/good")
         took_s = time.monotonic() - began
         assert most == 8
-    assert took_s < 4.0  # less than one call to the dead one
+    assert took_s < 14.0  # less than one call to the dead one
 
 
 def test_unreadable_ends_stop_nothing(broker: EmbeddedKafka, receiver: Receiver, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_what_was_cancelled_before_is_known_at_the_start_and_what_comes_later_so
             reader.wait()
             assert [job for job in jobs if known.of("default", job) != f"of {job}"] == []
             cancel(kafka.bootstrap, "later")
-            wait_for("the later one", lambda: known.of("default", "later"), 5.0)
+            wait_for("the later one", lambda: known.of("default", "later"))
 
 
 def test_a_missing_topic_holds_up_nothing_and_is_found_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_missing_topic_holds_up_nothing_and_is_found_once_it_is_there(monkeypa
             reader.wait()
             assert monotonic() - began < 10.0
             cancel(kafka.bootstrap, "j")
-            wait_for("the cancellation", lambda: known.of("default", "j"), 10.0)
+            wait_for("the cancellation", lambda: known.of("default", "j"))
 
 
 def test_a_topic_that_may_not_be_read_does_not_pass_for_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
