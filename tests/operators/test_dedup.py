@@ -1,6 +1,8 @@
 """What was seen is recognised, what is new never is, and memory stays bounded."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -24,7 +26,9 @@ from operators.envelope import Envelope, Job
 from schemas.errors import Fatal
 from schemas.event import utc_now
 from schemas.requests import RequestSubmitted
+from tests.chaos.members import free_addresses
 from tests.memory_topics import Entry, record
+from tests.operators.deduplicating import IDS, TIMES
 
 POLICY = DedupPolicy(remember_s=100.0, buckets=3, segment_ids=2, bucket_ids=1000)
 
@@ -112,6 +116,21 @@ def test_after_a_crash_a_message_repeats_what_came_before_it_and_nothing_else(
                 cluster_main(flow, [], 0, epoch_interval=timedelta(0), recovery_config=recovery.config())
     assert {place for place, _ in judged} == set(range(len(numbers)))
     assert [(place, new) for place, new in judged if new == (numbers[place] in numbers[:place])] == []
+
+
+def test_in_a_cluster_what_has_been_handed_on_is_found_by_the_process_that_judges() -> None:
+    """Bytewax gives equal keys of two steps to one worker: what this rests on, and nobody has promised."""
+    addresses = free_addresses(3)
+    command = [sys.executable, "-m", "tests.operators.deduplicating"]
+    processes = [
+        subprocess.Popen([*command, str(number), *addresses], stdout=subprocess.PIPE, text=True) for number in range(3)
+    ]
+    try:
+        judged = [word for each in processes for word in each.communicate(timeout=60)[0].split()]
+    finally:
+        for each in processes:
+            each.kill()
+    assert (judged.count("new"), judged.count("repeat")) == (IDS, IDS * (TIMES - 1))
 
 
 def test_a_message_that_comes_before_its_bucket_is_restored_waits_for_it() -> None:
