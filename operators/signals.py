@@ -38,7 +38,7 @@ class _Partition(StatefulSourcePartition[Signal, None]):
         self._runtime = runtime
         self._speaks = speaks
         self._told = Signal(runtime.cluster.process, stopping=False, pressed=False)
-        self._epochs = Epochs(epoch_s, datetime.now(UTC))
+        self._epochs = Epochs(epoch_s, datetime.now(UTC), runtime.progress.schedule)
         self._epoch = 0  # how many have ended
 
     def next_batch(self) -> list[Signal]:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from prometheus_client import Counter, Histogram
 
+from connectors.kafka.epochs import Schedule
+
 Place = tuple[str, int]  # topic, partition
 
 EPOCH_SECONDS = Histogram(
@@ -38,6 +40,7 @@ class Progress:
 
     def __init__(self, flow: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.flow = flow
+        self.schedule = Schedule()  # of its epochs: its sources share it
         self._clock = clock
         self._lock = threading.Lock()
         self._positions: dict[Place, int] = {}

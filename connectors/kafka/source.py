@@ -41,6 +41,7 @@ Position = tuple[int, int]  # version of this layout, offset of the next record:
 _VERSION = 1
 _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
 _RETRY_S = 0.1
+_SAME_LOOK_S = 0.002  # idle partitions are looked at one after the other: what the first did not find, is not there
 CLOSE_S = 5.0  # a broker that is there answers in milliseconds
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
 _EPOCH_BYTES = 64 * 1024 * 1024
@@ -92,6 +93,7 @@ class _SharedConsumer:
         self._bootstrap = bootstrap
         self._lock = threading.Lock()
         self._buffers: dict[Place, _Buffer] = {}
+        self._empty_until = 0.0
         self._consumer = Consumer(
             {
                 "queued.min.messages": "1000",  # librdkafka's 100,000 would prefetch far more than an epoch takes
@@ -159,6 +161,8 @@ class _SharedConsumer:
         with self._lock:
             buffer = self._buffers[place]
             arrived = not buffer.records and self._fill(limit)
+            if not buffer.records:
+                return _Taken([], 0), arrived
             taken = buffer.take(limit)
             if buffer.paused and not buffer.records:
                 buffer.paused = False
@@ -166,7 +170,12 @@ class _SharedConsumer:
             return taken, arrived
 
     def _fill(self, limit: int) -> bool:
+        now = time.monotonic()
+        if now < self._empty_until:
+            return False
         messages = self._consumer.consume(limit, timeout=0)
+        if not messages:
+            self._empty_until = now + _SAME_LOOK_S
         touched: set[Place] = set()
         for message in messages:
             error = message.error()
@@ -374,7 +383,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._bytes_in_epoch = 0
         self._epoch = 0  # how many have ended
         self._busy = True
-        self._epochs = Epochs(source._epoch_s, datetime.now(UTC))  # noqa: SLF001  # a part of the source
+        self._epochs = Epochs(source._epoch_s, datetime.now(UTC), source._progress.schedule)  # noqa: SLF001  # same
 
     def next_batch(self) -> list[Record]:
         if self._source._stop.requested:  # noqa: SLF001  # a part of the source

@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from connectors.kafka.epochs import Epochs, epoch_interval
+from connectors.kafka.epochs import LATE, Epochs, Schedule, epoch_interval
 
 EPOCH_S = 1.0
 EPOCH = timedelta(seconds=EPOCH_S)
@@ -16,8 +16,8 @@ START = datetime(2026, 1, 1, 12, 0, 0, 3000, tzinfo=UTC)
 class Partition:
     """Looked at as Bytewax does: its epoch ends at the first look after the interval, and a look makes the next."""
 
-    def __init__(self, began: datetime, *, busy: bool) -> None:
-        self._epochs = Epochs(EPOCH_S, began)
+    def __init__(self, began: datetime, *, busy: bool, schedule: Schedule | None = None) -> None:
+        self._epochs = Epochs(EPOCH_S, began, schedule or Schedule())
         self._busy = busy
         self.began = self.look_at = began
 
@@ -49,6 +49,22 @@ def test_a_source_that_was_late_ends_its_epochs_with_the_others_again(late_ms: i
     assert abs(punctual.began - late.began) % EPOCH < timedelta(milliseconds=5)
 
 
+@settings(max_examples=100, deadline=None)
+@example(480_000, [0, 40_000])
+@given(st.integers(0, 1_000_000), st.lists(st.integers(0, 60_000), min_size=2, max_size=6))
+def test_sources_that_begin_within_a_moment_are_never_a_whole_epoch_apart(phase_us: int, after_us: list[int]) -> None:
+    """Those that were ahead waited for the others, without a pause, as long as the flow ran."""
+    schedule = Schedule()
+    start = START + timedelta(microseconds=phase_us)
+    began = sorted(start + timedelta(microseconds=each) for each in after_us)
+    partitions = [Partition(at, busy=False, schedule=schedule) for at in began]
+    for _ in range(5):
+        for each in partitions:
+            each.end_epoch()
+        ends = [each.began for each in partitions]
+        assert max(ends) - min(ends) < EPOCH / 8
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1_000_000))
 def test_an_epoch_lasts_as_long_as_was_asked_for(offset_us: int) -> None:
@@ -62,7 +78,7 @@ def test_an_epoch_lasts_as_long_as_was_asked_for(offset_us: int) -> None:
 
 
 def test_a_look_is_put_off_by_no_more_than_what_an_epoch_may_end_too_early() -> None:
-    epochs = Epochs(EPOCH_S, START)
+    epochs = Epochs(EPOCH_S, START, Schedule())
     for ms in range(1200):
         moment = START + timedelta(milliseconds=ms)
-        assert timedelta(0) <= epochs.no_earlier(moment) - moment <= EPOCH - epoch_interval(EPOCH_S)
+        assert timedelta(0) <= epochs.no_earlier(moment) - moment <= EPOCH - epoch_interval(EPOCH_S) + LATE
