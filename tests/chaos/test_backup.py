@@ -13,7 +13,7 @@ from tests.kafka.client import wait_for
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("kept", ["backup", "nothing"])
+@pytest.mark.parametrize("kept", ["backup", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_a_flow_that_goes_on_from_a_backup_or_from_nothing_pays_for_nothing_twice_and_loses_nothing(
     scene: Scene, kept: str
 ) -> None:

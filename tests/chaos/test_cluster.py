@@ -46,10 +46,8 @@ def check(scene: Scene, load: Load, llm: ModelServer, kills: Sequence[Kill] = ()
     assert LIMIT // 4 < load.most_spent() <= LIMIT  # a budget that was never near its edge would prove nothing
 
 
-@pytest.mark.parametrize(
-    "own_volumes",
-    [pytest.param(False, id="shared-directory", marks=pytest.mark.slow), pytest.param(True, id="own-volumes")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("own_volumes", [False, True], ids=["shared-directory", "own-volumes"])
 def test_a_flow_goes_from_one_process_to_three_and_to_two_under_load_and_budgets_stay_exact(
     scene: Scene, *, own_volumes: bool
 ) -> None:
@@ -68,20 +66,20 @@ def test_a_flow_goes_from_one_process_to_three_and_to_two_under_load_and_budgets
         check(scene, load, llm)
 
 
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_when_one_process_is_killed_all_resume_with_nothing_lost_and_the_others_say_why_they_ended(
-    scene: Scene,
+    scene: Scene, victim: int
 ) -> None:
     kills: list[Kill] = []
     with ModelServer(scene.directory / "calls", latency_s=(0.02, 0.2)) as llm:
         variables = shared(scene, llm)
         with Load(scene) as load:
-            for victim in (2, 0):
-                with cluster(3, variables) as members:
-                    more_answers(scene)
-                    kills.append(kill(members[victim], members))
-                    assert [each.ended() for each in members] == [-9 if n == victim else 1 for n in range(3)]
-                    lost = [each.last_words for n, each in enumerate(members) if n != victim]
-                    assert all("lost another one of its cluster" in words for words in lost)
+            with cluster(3, variables) as members:
+                more_answers(scene)
+                kills.append(kill(members[victim], members))
+                assert [each.ended() for each in members] == [-9 if n == victim else 1 for n in range(3)]
+                lost = [each.last_words for n, each in enumerate(members) if n != victim]
+                assert all("lost another one of its cluster" in words for words in lost)
             with cluster(3, variables) as members:
                 more_answers(scene)
                 load.end()

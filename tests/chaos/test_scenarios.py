@@ -51,7 +51,9 @@ def metric(port: int, name: str) -> float:
 LLM_CIRCUIT = 'headrace_circuit_state{dependency="llm"}'
 
 
-@pytest.mark.parametrize("outage", ["frozen", pytest.param("503", marks=pytest.mark.slow), "refused"])
+@pytest.mark.parametrize(
+    "outage", ["frozen", pytest.param("503", marks=pytest.mark.slow), pytest.param("refused", marks=pytest.mark.slow)]
+)
 def test_jobs_wait_for_a_model_that_is_out_whatever_its_health_says_and_poison_does_not(
     scene: Scene, free_port: int, outage: str
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_new_recovery_directory_on_a_full_disk_is_refused_with_a_way_out(small
         pass
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_stop_the_flow_at_once_with_one_line_and_lose_nothing(scene: Scene) -> None:
     def limit(flows: Flows) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -294,7 +297,7 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.mark.parametrize("trouble", ["stopped", "frozen"])
+@pytest.mark.parametrize("trouble", [pytest.param("stopped", marks=pytest.mark.slow), "frozen"])
 def test_while_the_ledgers_postgres_is_out_jobs_wait_and_none_is_lost_paid_twice_or_dead_lettered(
     scene: Scene, postgres: PostgresServer, trouble: str
 ) -> None:

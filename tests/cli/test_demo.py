@@ -20,6 +20,7 @@ def test_the_demo_indexes_the_samples_and_answers_with_citations() -> None:
     assert {"document_id", "uri", "text", "score"} <= answer["citations"][0].keys()
 
 
+@pytest.mark.slow
 def test_one_bad_file_is_dead_lettered_and_the_rest_go_through(tmp_path: Path) -> None:
     tmp_path = tmp_path / "a directory, with a comma"
     tmp_path.mkdir()

@@ -152,6 +152,7 @@ def test_documents_keep_their_trace_through_split_flows(
     ]
 
 
+@pytest.mark.slow
 def test_a_job_without_a_trace_has_one_of_its_own_that_outlives_kill_9_redrives_and_a_collector_that_is_down(
     client: PlainClient, variables: dict[str, str], llm: ModelServer, kafka: ApacheKafka, tmp_path: Path
 ) -> None:
