@@ -42,7 +42,7 @@ run: $(VENV)/.runtime ## Everything local, until Ctrl-C
 	@$(BIN)/headrace up
 
 test: $(VENV)/.development ## Run the tests; Apache Kafka's need Java 17 and Maven
-	@$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.development ## Run the tests that take minutes
 	@$(BIN)/pytest -m slow

@@ -161,8 +161,11 @@ class Reindex:
                 async with asyncio.TaskGroup() as group:
                     for document in todo:
                         group.create_task(copy(document))
-            except* HeadraceError as failed:
-                raise failed.exceptions[0] from None
+            except ExceptionGroup as failed:  # not `except*`: before Python 3.11.4 what it raises is a group again
+                ours, others = failed.split(HeadraceError)
+                if ours is None or others is not None:
+                    raise
+                raise ours.exceptions[0] from None
         return todo
 
     async def _copy(self, source: str, document: Document) -> None:

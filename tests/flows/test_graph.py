@@ -13,11 +13,11 @@ STATEFUL_STEPS = {
     "extract": ["extract", "check_in"],
     "embed": ["check_out", "chunk", "embed", "check_in"],
     "index": ["check_out", "index"],
-    "answer": ["dedup", "repeat", "resume", "guard", "retrieve", "budget", "infer"],
+    "answer": ["dedup.recent", "dedup.kept", "repeat", "resume", "guard", "retrieve", "budget", "infer"],
     "search": ["search"],
-    "usage": ["once.dedup", "windows"],
+    "usage": ["once.dedup.recent", "once.dedup.kept", "windows"],
     "notifications": [],
-    "webhooks": ["once.dedup", "hold", "deliver"],
+    "webhooks": ["once.dedup.recent", "once.dedup.kept", "hold", "deliver"],
 }
 """A renamed step would leave its pending work behind in the recovery state: change one only with a drained flow."""
 
