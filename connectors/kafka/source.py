@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # its documented name, not exported
 
 from connectors.kafka.client import TRANSIENT, ConnectionErrors, base_config, cause, record_of, watermarks
-from connectors.kafka.epochs import Epochs
+from connectors.kafka.epochs import LOOK, QUIET_LOOK, Epochs
 from connectors.kafka.pressure import Pressure
 from connectors.kafka.progress import Place, Progress
 from connectors.kafka.record import Record
@@ -41,6 +41,7 @@ Position = tuple[int, int]  # version of this layout, offset of the next record:
 _VERSION = 1
 _TIMEOUT_S = 10.0  # for metadata at the start; within the 15 s in which a start on an unreachable broker must fail
 _RETRY_S = 0.1
+_LOOKS_UNTIL_QUIET = 50  # in vain: a second
 _SAME_LOOK_S = 0.002  # idle partitions are looked at one after the other: what the first did not find, is not there
 CLOSE_S = 5.0  # a broker that is there answers in milliseconds
 _BUFFER_BYTES = 2 * 1024 * 1024  # per partition; reached only by one that waits for its next epoch
@@ -383,6 +384,7 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         self._bytes_in_epoch = 0
         self._epoch = 0  # how many have ended
         self._busy = True
+        self._vain_looks = 0
         self._epochs = Epochs(source._epoch_s, datetime.now(UTC), source._progress.schedule)  # noqa: SLF001  # same
 
     def next_batch(self) -> list[Record]:
@@ -393,8 +395,10 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
             self._busy = False
             return []
         (records, size), self._busy = self._consumer.take(self._place, limit)
+        self._vain_looks += 1
         if records:
             self._busy = True
+            self._vain_looks = 0
             self._next_offset = records[-1].offset + 1
             self._emitted_in_epoch += len(records)
             self._bytes_in_epoch += size
@@ -411,10 +415,10 @@ class _KafkaPartition(StatefulSourcePartition[Record, Position]):
         return min(source._max_batch, source._max_per_epoch - self._emitted_in_epoch)  # noqa: SLF001  # same
 
     def next_awake(self) -> datetime | None:
-        """At once while there is something to read, else at the next tick of 20 ms, in step with all partitions."""
+        """At once while there is something to read, else at the next tick, in step with all partitions."""
         now = datetime.now(UTC)
         if not self._busy:
-            return self._epochs.next_look(now)
+            return self._epochs.next_look(now, LOOK if self._vain_looks < _LOOKS_UNTIL_QUIET else QUIET_LOOK)
         moment = self._epochs.no_earlier(now)
         return None if moment is now else moment
 

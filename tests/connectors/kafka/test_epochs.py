@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from connectors.kafka.epochs import LATE, Epochs, Schedule, epoch_interval
+from connectors.kafka.epochs import LATE, QUIET_LOOK, Epochs, Schedule, epoch_interval
 
 EPOCH_S = 1.0
 EPOCH = timedelta(seconds=EPOCH_S)
@@ -82,3 +82,17 @@ def test_a_look_is_put_off_by_no_more_than_what_an_epoch_may_end_too_early() -> 
     for ms in range(1200):
         moment = START + timedelta(milliseconds=ms)
         assert timedelta(0) <= epochs.no_earlier(moment) - moment <= EPOCH - epoch_interval(EPOCH_S) + LATE
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 990))
+def test_a_quiet_source_that_was_late_ends_its_epochs_with_the_others_again(late_ms: int) -> None:
+    """Whoever looks seldom would find its epoch a little too short each time, and be a whole look late for ever."""
+    now = began = START + timedelta(milliseconds=late_ms)
+    epochs = Epochs(EPOCH_S, now, Schedule())
+    for _ in range(60 * 20):
+        if now - began >= epoch_interval(EPOCH_S):
+            began = now
+            epochs.began(now)
+        now = epochs.next_look(now, QUIET_LOOK) + timedelta(microseconds=300)
+    assert timedelta(microseconds=began.microsecond) < timedelta(milliseconds=5)
