@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 
-from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
+from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot
+from operators.digests import digest_of
 from schemas.budgets import MAX_WINDOW_S, Budget, WindowLimit, resolution_s
 from schemas.errors import Fatal
 from schemas.prices import MONEY_UNITS

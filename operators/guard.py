@@ -35,7 +35,8 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.cancellations import Cancellations, Lookout
 from connectors.kafka.record import OutgoingRecord
 from connectors.tracing.port import Tracer
-from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
+from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot
+from operators.digests import digest_of
 from operators.envelope import Envelope
 from operators.offload import STATE_SECONDS
 from operators.outcome import Outcome, bury, flow_step, sort_out

@@ -27,7 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.cancellations import Cancellations, Lookout
 from connectors.metric_labels import TOOLS
 from connectors.tracing.port import Tracer
-from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot, digest_of
+from operators.dedup import DedupPolicy, Generations, GenerationsSnapshot
+from operators.digests import digest_of
 from operators.envelope import Envelope, job_of
 from operators.outcome import Outcome, bury, flow_step, sort_out
 from operators.runtime import Runtime

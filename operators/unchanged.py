@@ -21,7 +21,7 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from connectors.spaces import Spaces
 from connectors.vector_index.port import VectorIndex
 from operators.chunk import ChunkPolicy
-from operators.dedup import digest_of
+from operators.digests import digest_of
 from operators.envelope import Envelope
 from operators.extract import revision_of
 from operators.offload import OffloadPolicy, offload

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from connectors.kafka.record import Record
 from connectors.kafka.recovery import RecoveryDirectory
-from operators.dedup import Archive, DedupPolicy, Generations, Judged, Kept, Recent, Segment, dedup, digest_of
+from operators.dedup import Archive, DedupPolicy, Generations, Judged, Kept, Recent, Segment, dedup
+from operators.digests import digest_of
 from operators.envelope import Envelope, Job
 from schemas.errors import Fatal
 from schemas.event import utc_now
