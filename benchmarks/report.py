@@ -34,9 +34,18 @@ def hardware() -> dict[str, object]:
     return {
         "cpu": fields.get("model name", "unknown"),
         "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "amx": "amx_bf16" in flags,
         "gpu": _gpu(),
     }
+
+
+def commit() -> str | None:
+    """Of this checkout, "-dirty" if files differ from it; None outside one."""
+    tool = shutil.which("git")
+    command = [tool or "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False) if tool else None  # noqa: S603  # found on the PATH
+    return None if found is None or found.returncode else found.stdout.strip()
 
 
 def _gpu() -> str | None:
@@ -59,6 +68,7 @@ def emit(bench: str, figures: Mapping[str, object], aims: Sequence[Aim], *, as_j
         versions = {"python": python_version()} | {name: version(name) for name in PACKAGES}
         report = {
             "bench": bench,
+            "commit": commit(),
             "hardware": hardware(),
             "versions": versions,
             "figures": dict(figures),

@@ -15,7 +15,7 @@ class Request:
     quick: bool  # small sizes: it works, and its figures say nothing
     directory: Path  # for data and logs; removed afterwards
     say: Callable[[str], None]  # progress, to stderr
-    rounds: int = 3  # of each system, alternately
+    rounds: int = 3  # of control and ingestion: of each system, alternately
     minutes: float = 60.0  # of a soak
     events: int | None = None  # of control, and of the least size of growth, if not their own numbers
 

@@ -10,9 +10,8 @@ import pytest
 
 from benchmarks.peers.control.work import Enriched, decode, enrich, events
 from benchmarks.peers.environments import Unavailable, python_of
-from benchmarks.peers.growth.measured import soak_figures
-from benchmarks.peers.growth.soak import Sample
 from benchmarks.peers.measure import Program
+from benchmarks.peers.soak.measured import Sample, soak_figures
 from tests.headrace_process import headrace
 from tests.kafka.apache_kafka import missing_tools
 

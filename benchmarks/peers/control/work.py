@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.requests import RequestSubmitted
 
-PARTITIONS = 4  # as `headrace topics create` makes them
+PARTITIONS = 4
 REPEATED = 0.05  # of all events repeat the id, and all else, of one of the last `AGO`
 AGO = 2000
 MALFORMED = 0.01  # of all events are cut off

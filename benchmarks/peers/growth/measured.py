@@ -1,20 +1,15 @@
-"""Growth: what 4 and 16 times the events cost, in one process and in two, a cluster or slices; and a soak.
+"""Growth: what 4 and 16 times the events cost, with one worker and with two: threads, slices, or a cluster.
 
-Memory must stay flat in it.
-
-The work is the control section's. `plots/` gets a picture of each, by matplotlib in an environment of its own.
+The work is the control section's. `plots/` gets a picture.
 """
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from benchmarks.peers.control.measured import SYSTEMS_BY_NAME, Bench, Whole, whole
 from benchmarks.peers.control.work import events
-from benchmarks.peers.environments import HERE, Unavailable, python_of, variables
-from benchmarks.peers.growth.soak import Sample, soak
+from benchmarks.peers.drawing import draw
+from benchmarks.peers.environments import Unavailable
 from benchmarks.peers.section import Findings, Request
 from benchmarks.report import Aim
 from tests.kafka.apache_kafka import ApacheKafka
@@ -24,13 +19,11 @@ EVENTS = 25_000
 QUICK_EVENTS = 1_000
 TIMES = (1, 4, 16)
 WAYS: Mapping[str, Mapping[str, str]] = {
-    "one process": {},
+    "one worker": {},
+    "two workers": {"HEADRACE_WORKERS": "2"},
     "two slices": {"PEERS_TOGETHER": "slices"},
     "a cluster of two": {"PEERS_TOGETHER": "cluster"},
 }
-PLOTS = HERE / "plots"
-WARM = 1 / 6  # of a soak
-FLAT = 0.05
 LINEAR = 1.2
 
 
@@ -70,7 +63,7 @@ def table(sizes: Sequence[Size]) -> str:
 
 
 def measure(request: Request) -> Findings:
-    """All sizes, then the soak."""
+    """All sizes."""
     base = request.events or (QUICK_EVENTS if request.quick else EVENTS)
     sizes = [
         Size.of(times, base * times, way, run)
@@ -86,22 +79,13 @@ def measure(request: Request) -> Findings:
             f"{name}.cpu_s_per_100k": each.cpu_s_per_100k,
             f"{name}.peak_rss_mb": each.peak_rss_mb,
         }
-    alone = [each for each in sizes if each.way == "one process"]
+    alone = [each for each in sizes if each.way == "one worker"]
     ratio = alone[-1].cpu_s_per_100k / alone[0].cpu_s_per_100k
     figures["headrace.cpu_per_event_16x_to_1x"] = round(ratio, 2)
     aims = [Aim("headrace.cpu_per_event_16x_to_1x", f"{LINEAR} at most: cost grows with the work", met=ratio <= LINEAR)]
-    samples: list[Sample] = []
-    minutes = min(request.minutes, 1.0) if request.quick else request.minutes
-    if minutes > 0:
-        directory = request.directory / "soak"
-        directory.mkdir()
-        samples = soak(directory, minutes, request.directory / "samples", request.say)
-        found, flat = soak_figures(samples)
-        figures |= {f"headrace.soak.{name}": value for name, value in found.items()}
-        aims.append(Aim("headrace.soak.rss_growth", f"{FLAT:.0%} at most once warm", met=flat))
     if not request.quick:
         try:
-            draw(sizes, samples)
+            draw("growth", [asdict(each) for each in sizes])
         except Unavailable as error:
             figures["plots_unavailable"] = str(error)
     return Findings(figures, aims)
@@ -122,35 +106,3 @@ def _of_size(request: Request, count: int) -> dict[str, Whole]:
         return found
     finally:
         broker.stop()
-
-
-def soak_figures(samples: Sequence[Sample]) -> tuple[dict[str, object], bool]:
-    """What a soak showed; and whether memory stayed flat: its last sixth beside the one after the first."""
-    sixth = max(round(len(samples) * WARM), 1)
-    early, late = samples[sixth : 2 * sixth] or samples, samples[-sixth:]
-    before = sum(each.rss_mb for each in early) / len(early)
-    after = sum(each.rss_mb for each in late) / len(late)
-    growth = after / before - 1
-    last = samples[-1]
-    figures: dict[str, object] = {
-        "minutes": round(last.at_s / 60, 1),
-        "sent": last.sent,
-        "answered": last.results,
-        "rss_mb_early": round(before, 1),
-        "rss_mb_late": round(after, 1),
-        "rss_growth": round(growth, 4),
-        "lag_max": max(each.lag for each in samples),
-        "lag_last": last.lag,
-        "cpu_s_per_request": round(last.cpu_s / max(last.results, 1), 4),
-    }
-    return figures, growth <= FLAT
-
-
-def draw(sizes: Sequence[Size], samples: Sequence[Sample], target: Path = PLOTS) -> None:
-    """Pictures of what there is. Raises Unavailable if matplotlib cannot be had."""
-    target.mkdir(exist_ok=True)
-    data = json.dumps({"growth": [asdict(each) for each in sizes], "soak": [asdict(each) for each in samples]})
-    command = [str(python_of("plots")), str(HERE / "growth" / "plot.py"), str(target)]
-    done = subprocess.run(command, input=data, env=variables(), text=True, capture_output=True, check=False)  # noqa: S603  # our own
-    if done.returncode != 0:
-        raise Unavailable(f"plots: {done.stderr.strip().splitlines()[-1]}")

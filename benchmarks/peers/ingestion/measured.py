@@ -69,7 +69,11 @@ def measure(request: Request) -> Findings:
     count = _QUICK_DOCUMENTS if request.quick else _DOCUMENTS
     good = _files(request.directory / "good", count, 0)
     mixed = _files(request.directory / "mixed", count, max(int(count * _CORRUPT_SHARE), _KINDS))
-    figures: dict[str, object] = {"documents": count, "corrupt": len(mixed.corrupt)}
+    figures: dict[str, object] = {
+        "rounds": request.rounds,
+        "documents": count,
+        "corrupt": len(mixed.corrupt),
+    }
     runs: dict[str, list[Run]] = {system: [] for system in SYSTEMS if request.wants(system)}
     for number in range(request.rounds):
         for system in list(runs):

@@ -1,36 +1,39 @@
 """A soak: the `answer` flow at a steady rate for an hour; its resident memory and its lag, looked at every 10 s.
 
-`python -m benchmarks.peers.growth.soak --minutes 60 --samples FILE` runs it alone; FILE grows a line a sample, so that
-one that is cut short shows what it has seen.
+Memory must stay flat. `plots/` gets a picture.
 """
 
 import json
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import click
 from confluent_kafka import Producer
 
-from benchmarks.peers.environments import ROOT, variables
+from benchmarks.peers.drawing import draw
+from benchmarks.peers.environments import ROOT, Unavailable, variables
 from benchmarks.peers.measure import Program
+from benchmarks.peers.section import Findings, Request
+from benchmarks.report import Aim
 from connectors.kafka.topics import TopicSpec, create_topics
 from schemas.requests import RequestSubmitted
 from schemas.topics import CATALOGUE, dead_letter_topics
 from tests.kafka.apache_kafka import ApacheKafka
 
+SYSTEMS = ("headrace",)
 RATE_S = 50
 LATENCY_S = (0.5, 2.0)
 SAMPLE_S = 10.0
 PARTITIONS = 4
+WARM = 1 / 6  # of a soak
+FLAT = 0.05
 START_S = 180.0
 _LAG = 'headrace_consumer_lag_records{flow="answer",'
 
@@ -44,7 +47,7 @@ class Sample:
     lag: int  # requests that the flow has not taken up
     cpu_s: float  # so far
     sent: int
-    results: int
+    calls: int  # of the model, that were answered
 
 
 class Requests:
@@ -81,8 +84,42 @@ class Requests:
         self._thread.join()
 
 
-def soak(directory: Path, minutes: float, samples: Path, say: Callable[[str], None]) -> list[Sample]:
-    """Run it in `directory`; each sample is a line of `samples` as soon as it is taken."""
+def measure(request: Request) -> Findings:
+    """So many minutes; one if quick."""
+    samples = _soak(request.directory, 1.0 if request.quick else request.minutes, request.say)
+    found, flat = soak_figures(samples)
+    figures = {f"headrace.{name}": value for name, value in found.items()}
+    if not request.quick:
+        try:
+            draw("soak", [asdict(each) for each in samples])
+        except Unavailable as error:
+            figures["plots_unavailable"] = str(error)
+    return Findings(figures, [Aim("headrace.rss_growth", f"{FLAT:.0%} at most once warm", met=flat)])
+
+
+def soak_figures(samples: Sequence[Sample]) -> tuple[dict[str, object], bool]:
+    """What a soak showed; and whether memory stayed flat: its last sixth beside the one after the first."""
+    sixth = max(round(len(samples) * WARM), 1)
+    early, late = samples[sixth : 2 * sixth] or samples, samples[-sixth:]
+    before = sum(each.rss_mb for each in early) / len(early)
+    after = sum(each.rss_mb for each in late) / len(late)
+    growth = after / before - 1
+    last = samples[-1]
+    figures: dict[str, object] = {
+        "minutes": round(last.at_s / 60, 1),
+        "sent": last.sent,
+        "calls": last.calls,
+        "rss_mb_early": round(before, 1),
+        "rss_mb_late": round(after, 1),
+        "rss_growth": round(growth, 4),
+        "lag_max": max(each.lag for each in samples),
+        "lag_last": last.lag,
+        "cpu_s_per_request": round(last.cpu_s / max(last.calls, 1), 4),
+    }
+    return figures, growth <= FLAT
+
+
+def _soak(directory: Path, minutes: float, say: Callable[[str], None]) -> list[Sample]:
     broker = ApacheKafka(directory / "kafka")
     broker.create()
     model = subprocess.Popen(  # noqa: S603  # the tests' own server
@@ -97,16 +134,14 @@ def soak(directory: Path, minutes: float, samples: Path, say: Callable[[str], No
         url = json.loads(model.stdout.readline())["url"]
         topics = [TopicSpec(topic.name, PARTITIONS, topic.config) for topic in (*CATALOGUE, *dead_letter_topics())]
         create_topics(broker.bootstrap, topics, timeout_s=120.0)
-        return _watched(broker.bootstrap, url, directory, minutes, samples, say)
+        return _watched(broker.bootstrap, url, directory, minutes, say)
     finally:
         model.kill()
         model.wait()
         broker.stop()
 
 
-def _watched(
-    bootstrap: str, url: str, directory: Path, minutes: float, samples: Path, say: Callable[[str], None]
-) -> list[Sample]:
+def _watched(bootstrap: str, url: str, directory: Path, minutes: float, say: Callable[[str], None]) -> list[Sample]:
     port = _free_port()
     told = variables(
         HEADRACE_KAFKA_BOOTSTRAP=bootstrap,
@@ -120,7 +155,7 @@ def _watched(
     found: list[Sample] = []
     with Program(command, told, log=directory / "answer.log") as flow:
         _wait_until_ready(port, flow)
-        with Requests(bootstrap) as requests, samples.open("a") as file:
+        with Requests(bootstrap) as requests:
             began = time.monotonic()
             while time.monotonic() - began < minutes * 60:
                 time.sleep(SAMPLE_S)
@@ -138,9 +173,7 @@ def _watched(
                         _sum(page, 'headrace_attempts_total{outcome="ok"'),
                     )
                 )
-                file.write(json.dumps(asdict(found[-1])) + "\n")
-                file.flush()
-                say(f"soak: {found[-1]}")
+                say(json.dumps(asdict(found[-1])))  # one that is cut short has shown what it saw
     return found
 
 
@@ -170,15 +203,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@click.command()
-@click.option("--minutes", default=60.0, show_default=True)
-@click.option("--samples", required=True, type=click.Path(path_type=Path))
-def main(minutes: float, samples: Path) -> None:
-    """Soak the answer flow."""
-    soak(Path(tempfile.mkdtemp(prefix="headrace-soak-")), minutes, samples, lambda line: click.echo(line, err=True))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Draws `growth.png` and `soak.png` into the directory that it is given, from JSON on its stdin."""
+"""`plot.py growth|soak FILE`: draws a picture of the rows that come as JSON on its stdin."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def draw_growth(sizes: list[dict[str, Any]], target: Path) -> None:
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(target / "growth.png", dpi=DPI)
+    figure.savefig(target, dpi=DPI)
 
 
 def draw_soak(samples: list[dict[str, float]], target: Path) -> None:
@@ -46,16 +46,13 @@ def draw_soak(samples: list[dict[str, float]], target: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(target / "soak.png", dpi=DPI)
+    figure.savefig(target, dpi=DPI)
 
 
 def main() -> None:
-    """Draw what there is."""
-    data, target = json.load(sys.stdin), Path(sys.argv[1])
-    if data["growth"]:
-        draw_growth(data["growth"], target)
-    if data["soak"]:
-        draw_soak(data["soak"], target)
+    """Draw it."""
+    draw = {"growth": draw_growth, "soak": draw_soak}[sys.argv[1]]
+    draw(json.load(sys.stdin), Path(sys.argv[2]))
 
 
 if __name__ == "__main__":
