@@ -21,7 +21,7 @@ from typing import TypeVar
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from benchmarks.peers.control.work import PARTITIONS, Events, Place, events
-from benchmarks.peers.environments import Unavailable, python_of, variables, versions_in
+from benchmarks.peers.environments import Unavailable, python_of, variables, versions_of
 from benchmarks.peers.measure import Program
 from benchmarks.peers.section import Findings, Request
 from benchmarks.report import Aim
@@ -50,7 +50,6 @@ class System:
 
     name: str
     environment: str
-    packages: tuple[str, ...]
     command: Command
     variables: Mapping[str, str] = field(default_factory=dict)
     prepare: Command | None = None  # run once before the first start
@@ -65,7 +64,6 @@ def _bytewax(name: str, snapshot_s: str) -> System:
     return System(
         name,
         "bytewax",
-        ("bytewax", "confluent-kafka", "pydantic"),
         lambda python, at: [
             *(str(python), "-m", "bytewax.run", "benchmarks.peers.control.bytewax_flow"),
             *("-r", str(at.state), "-s", snapshot_s, "-b", "0"),
@@ -77,14 +75,11 @@ def _bytewax(name: str, snapshot_s: str) -> System:
 SYSTEMS_BY_NAME = {
     each.name: each
     for each in (
-        System("headrace", "headrace", ("headrace", "bytewax", "confluent-kafka"), _module("headrace_flow")),
-        System(
-            "quixstreams", "quixstreams", ("quixstreams", "confluent-kafka", "pydantic"), _module("quixstreams_flow")
-        ),
+        System("headrace", "headrace", _module("headrace_flow")),
+        System("quixstreams", "quixstreams", _module("quixstreams_flow")),
         System(
             "quixstreams_exactly_once",
             "quixstreams",
-            ("quixstreams", "confluent-kafka", "pydantic"),
             _module("quixstreams_flow"),
             variables={"PEERS_GUARANTEE": "exactly-once"},
             read_committed=True,
@@ -92,7 +87,6 @@ SYSTEMS_BY_NAME = {
         System(
             "faust",
             "faust",
-            ("faust-streaming", "aiokafka", "pydantic"),
             lambda python, _: [
                 str(python),
                 "-m",
@@ -106,7 +100,7 @@ SYSTEMS_BY_NAME = {
         ),
         _bytewax("bytewax", "30"),  # as its page on recovery has it
         _bytewax("bytewax_every_second", "1"),  # as often as Headrace
-        System("by_hand", "by_hand", ("confluent-kafka", "pydantic"), _module("by_hand_flow")),
+        System("by_hand", "by_hand", _module("by_hand_flow")),
     )
 }
 SYSTEMS = tuple(SYSTEMS_BY_NAME)
@@ -406,7 +400,7 @@ def _in_rounds(  # one call, by position, beside the other
 
 def _available(system: System, figures: dict[str, object], request: Request) -> bool:
     try:
-        figures[f"{system.name}.versions"] = versions_in(system.environment, *system.packages)
+        figures[f"{system.name}.versions"] = versions_of(system.environment)
     except Unavailable as error:
         figures[f"{system.name}.unavailable"] = str(error)
         request.say(f"{system.name} is left out: {error}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.broker import kafka
-from benchmarks.peers.environments import Unavailable, python_of, variables
+from benchmarks.peers.environments import Unavailable, python_of, variables, versions_of
 from benchmarks.peers.inference.trial import (
     START_S,
     Jobs,
@@ -58,6 +58,7 @@ def measure(request: Request) -> Findings:
     figures: dict[str, object] = {"jobs": load.jobs, "slots": load.slots, "ideal_per_s": round(load.ideal_per_s, 2)}
     for system in filter(request.wants, SYSTEMS):
         try:
+            figures[f"{system}.versions"] = versions_of(system)
             for killed in (False, True):
                 directory = request.directory / f"{system}-{'killed' if killed else 'whole'}"
                 directory.mkdir()

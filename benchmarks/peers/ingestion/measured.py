@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.peers.broker import kafka
-from benchmarks.peers.environments import Unavailable, python_of, variables
+from benchmarks.peers.environments import Unavailable, python_of, variables, versions_of
 from benchmarks.peers.ingestion import corpus
 from benchmarks.peers.measure import Program
 from benchmarks.peers.section import Findings, Request
@@ -90,6 +90,7 @@ def measure(request: Request) -> Findings:
                 request.say(f"{system}: {len(run.documents)} of {count} good documents are in the index; {run.stopped}")
     for system, some in runs.items():
         figures |= {f"{system}.{name}": value for name, value in _speed(some, count).items()}
+        figures[f"{system}.versions"] = versions_of(system)
         try:
             behaviour = _behaviour(_run(system, mixed, _fresh(request.directory, f"{system}-mixed")), mixed)
         except Unavailable as error:  # a parser's error has ended its process: nobody knows what is in the index
