@@ -280,7 +280,8 @@ class ChaosRun:
                 point = "random"  # noqa: PLW2901  # the outage comes first
             victim = self._start(point)
             if cycle in restarts:
-                victim.wait(START_S, lambda: "consuming" in victim.heard)  # noqa: B023  # called at once
+                # Both flows: one that starts meanwhile ends when no broker answers for 10 s, as it should.
+                victim.wait(START_S, lambda: {"consuming", "reading"} <= victim.heard.keys())  # noqa: B023  # called at once
                 self._restart_broker()
                 victim.wait(self._draw.uniform(2.0, 4.0))  # some snapshots long, so that a loss is not undone by a kill
             self._await_death(victim, point)

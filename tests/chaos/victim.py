@@ -201,14 +201,18 @@ class MortalConnectors(wiring.Connectors):
         return MortalIndex(super().vectors, self._killer)
 
 
-def make_partitions_mortal(killer: Killer) -> None:
-    """Let the source's and the sinks' partitions pass their points, and say when the first record is asked for."""
+def make_partitions_mortal(killer: Killer, flows: int) -> None:
+    """Let the source's and the sinks' partitions pass their points, and say when the flows read their topics.
+
+    "consuming": a first record has come. "reading": every flow has opened all its partitions.
+    """
     flushed, positioned, asked = (
         sink._KafkaSinkPartition.snapshot,
         source._KafkaPartition.snapshot,
         source._KafkaPartition.next_batch,
     )
     said = False
+    reading: set[str] = set()
 
     def after_flush(self: sink._KafkaSinkPartition) -> None:
         flushed(self)
@@ -221,6 +225,11 @@ def make_partitions_mortal(killer: Killer) -> None:
     def consuming(self: source._KafkaPartition) -> list[Record]:
         nonlocal said
         records = asked(self)
+        flow = self._source._group_id
+        if flow not in reading:
+            reading.add(flow)
+            if len(reading) == flows:
+                print("reading", flush=True)
         if not said and records:
             said = True
             print("consuming", flush=True)
@@ -263,7 +272,7 @@ def main() -> None:
     """`headrace run` with the flows that the arguments name."""
     settings = load()
     killer = Killer(os.environ.get("VICTIM_KILL", ""), Path(os.environ.get("VICTIM_KILLS", os.devnull)))
-    make_partitions_mortal(killer)
+    make_partitions_mortal(killer, flows=len(sys.argv) - 1)
     if os.environ.get("VICTIM_SINK") == "stock":
 
         def stock(self: wiring.KafkaTopics, delivered: Delivered | None = None) -> StockKafkaSink:
