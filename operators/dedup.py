@@ -23,7 +23,7 @@ import bytewax.operators as op
 from bytewax.dataflow import operator
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 
-from operators.digests import Digests, digest_of
+from operators.digests import Digests, digest_of, unpacked
 from operators.envelope import Envelope
 from schemas.errors import Fatal
 from schemas.event import utc_now
@@ -198,7 +198,7 @@ class Recent(StatefulBatchLogic[tuple[str, Envelope[X]], Judged[X] | Segment, Re
             version, self._bucket, self._began_at, ids, self._segments, self._waiting = resume
             if version != SNAPSHOT_VERSION:
                 raise Fatal(f"dedup: snapshot version {version}, not {SNAPSHOT_VERSION}; run the release that wrote it")
-            self._ids = set(Digests(ids))
+            self._ids = set(unpacked(ids))
 
     def on_batch(self, values: list[tuple[str, Envelope[X]]]) -> tuple[list[Judged[X] | Segment], bool]:
         """Judge each, in order; not before what is kept is restored."""

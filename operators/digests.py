@@ -23,8 +23,7 @@ class Digests:
         needed = -(-self._count // _PER_CELL)
         self._cells = [bytearray() for _ in range(1 << max(0, needed - 1).bit_length())]
         self._mask = len(self._cells) - 1
-        for at in range(0, len(packed), DIGEST_BYTES):
-            digest = packed[at : at + DIGEST_BYTES]
+        for digest in unpacked(packed):
             self._cells[hash(digest) & self._mask] += digest
 
     def __len__(self) -> int:
@@ -34,8 +33,7 @@ class Digests:
         return self._cells[hash(digest) & self._mask].find(digest) >= 0  # quicker than `in`
 
     def __iter__(self) -> Iterator[bytes]:
-        packed = self.packed
-        return (packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
+        return unpacked(self.packed)
 
     def add(self, digest: bytes) -> None:
         """Add one, unless it is in."""
@@ -56,6 +54,11 @@ class Digests:
     def packed(self) -> bytes:
         """All of them, one after the other, as the constructor takes them."""
         return b"".join(self._cells)
+
+
+def unpacked(packed: bytes) -> Iterator[bytes]:
+    """The digests that lie there one after the other."""
+    return (packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
 
 
 def digest_of(identity: str) -> bytes:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from benchmarks.peers.environments import HERE, Unavailable, python_of, variables
@@ -11,10 +10,18 @@ from benchmarks.peers.environments import HERE, Unavailable, python_of, variable
 PLOTS = HERE / "plots"
 
 
-def draw(kind: Literal["growth", "soak"], rows: Sequence[Mapping[str, object]], target: Path = PLOTS) -> None:
-    """Write `KIND.png`. Raises Unavailable if matplotlib cannot be had."""
-    target.mkdir(exist_ok=True)
-    command = [str(python_of("plots")), str(HERE / "plot.py"), kind, str(target / f"{kind}.png")]
+def drawn(kind: Literal["growth", "soak"], rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Write `KIND.png`; the figure that a report has of that: none, or why there is no picture."""
+    try:
+        _draw(kind, rows)
+    except Unavailable as error:
+        return {"plots_unavailable": str(error)}
+    return {}
+
+
+def _draw(kind: str, rows: Sequence[Mapping[str, object]]) -> None:
+    PLOTS.mkdir(exist_ok=True)
+    command = [str(python_of("plots")), str(HERE / "plot.py"), kind, str(PLOTS / f"{kind}.png")]
     data = json.dumps(list(rows))
     done = subprocess.run(command, input=data, env=variables(), text=True, capture_output=True, check=False)  # noqa: S603  # our own
     if done.returncode != 0:

@@ -72,8 +72,8 @@ class Epochs:
         `every` is less than a second.
         """
         moment = now + timedelta(microseconds=every.microseconds - now.microsecond % every.microseconds)
-        may_end = self._may_end_at + 2 * LATE  # for certain
-        for end in (self._should_end_at, may_end if may_end > self._should_end_at else moment):
-            if now < end < moment:
-                moment = end
+        # An epoch that is overdue ends as soon as it may: a look later it would be as late the next time.
+        end = self._should_end_at if now < self._should_end_at else self._may_end_at + 2 * LATE
+        if now < end:
+            moment = min(moment, end)
         return self.no_earlier(moment)

@@ -333,10 +333,11 @@ def _until_quiet(program: Program, ends: Ends) -> None:
 def measure(request: Request) -> Findings:
     """Rounds of all systems, alternately; then one in which each is killed."""
     chosen = [system for system in SYSTEMS_BY_NAME.values() if request.wants(system.name)]
-    figures: dict[str, object] = {"rounds": request.rounds}
+    rounds = 1 if request.quick else request.rounds
+    figures: dict[str, object] = {"rounds": rounds}
     count = request.events or (QUICK_EVENTS if request.quick else EVENTS)
     left = [system for system in chosen if _available(system, figures, request)]
-    wholes = _in_rounds(left, 1 if request.quick else request.rounds, whole, count, request, request.directory, figures)
+    wholes = _in_rounds(left, rounds, whole, count, request, request.directory, figures)
     left = [system for system in left if system.name in wholes]
     kills = _in_rounds(left, 1, killed, count, request, request.directory / "killed", figures)
     for name, runs in wholes.items():

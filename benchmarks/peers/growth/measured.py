@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 
 from benchmarks.peers.control.measured import SYSTEMS_BY_NAME, Bench, Whole, whole
 from benchmarks.peers.control.work import events
-from benchmarks.peers.drawing import draw
-from benchmarks.peers.environments import Unavailable
+from benchmarks.peers.drawing import drawn
 from benchmarks.peers.section import Findings, Request
 from benchmarks.report import Aim
 from tests.kafka.apache_kafka import ApacheKafka
@@ -84,10 +83,7 @@ def measure(request: Request) -> Findings:
     figures["headrace.cpu_per_event_16x_to_1x"] = round(ratio, 2)
     aims = [Aim("headrace.cpu_per_event_16x_to_1x", f"{LINEAR} at most: cost grows with the work", met=ratio <= LINEAR)]
     if not request.quick:
-        try:
-            draw("growth", [asdict(each) for each in sizes])
-        except Unavailable as error:
-            figures["plots_unavailable"] = str(error)
+        figures |= drawn("growth", [asdict(each) for each in sizes])
     return Findings(figures, aims)
 
 

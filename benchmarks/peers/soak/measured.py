@@ -17,8 +17,8 @@ from typing import Self
 
 from confluent_kafka import Producer
 
-from benchmarks.peers.drawing import draw
-from benchmarks.peers.environments import ROOT, Unavailable, variables
+from benchmarks.peers.drawing import drawn
+from benchmarks.peers.environments import ROOT, variables
 from benchmarks.peers.measure import Program
 from benchmarks.peers.section import Findings, Request
 from benchmarks.report import Aim
@@ -90,10 +90,7 @@ def measure(request: Request) -> Findings:
     found, flat = soak_figures(samples)
     figures = {f"headrace.{name}": value for name, value in found.items()}
     if not request.quick:
-        try:
-            draw("soak", [asdict(each) for each in samples])
-        except Unavailable as error:
-            figures["plots_unavailable"] = str(error)
+        figures |= drawn("soak", [asdict(each) for each in samples])
     return Findings(figures, [Aim("headrace.rss_growth", f"{FLAT:.0%} at most once warm", met=flat)])
 
 
